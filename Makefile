@@ -19,7 +19,7 @@ demo: .venv/.demo ## Install, train IDEC on breast images, print the scores, wri
 
 test: check ## Install, check notebooks against the package, run the notebooks' cells and the tests
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(WORKERS) --do_print --timing
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests --timeout 900
 
 check: .venv/.dev ## Only the checks: export and clean change nothing, the site's source is staged
 	$(BIN)/python tests/check_notebooks.py export clean stage

@@ -5,9 +5,7 @@
 # %% auto #0
 __all__ = ['mlp', 'count_parameters', 'count_macs']
 
-# %% ../nbs/05_backbones.ipynb #7e115160
-import math
-import warnings
+# %% ../nbs/05_backbones.ipynb #f82bd655
 from numbers import Integral
 
 import torch

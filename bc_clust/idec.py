@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CONVENTIONS', 'VARIANTS', 'QUICK', 'PAPER', 'Autoencoder', 'reconstruction_loss', 'cluster_assignment',
            'target_distribution', 'cluster_loss', 'neighbour_graph', 'graph_loss', 'batch_edges', 'ClusterCentres',
-           'IDEC']
+           'IDEC', 'draw_epoch']
 
 # %% ../nbs/30_idec.ipynb #d6ef118a
 import numpy as np
@@ -24,7 +24,7 @@ from .augment import mask_noise
 from .backbones import mlp
 from .training import DeepEstimator, Phase, batches, check_number, check_option, to_float
 
-# %% ../nbs/30_idec.ipynb #e24ac2b0
+# %% ../nbs/30_idec.ipynb #b5045b77
 class Autoencoder(nn.Module):
     "Fully connected encoder `widths[0] -> ... -> widths[-1]` and its mirror image as decoder (section 4.2)."
 
@@ -34,6 +34,7 @@ class Autoencoder(nn.Module):
         self.decoder = mlp(widths[::-1])
 
     def forward(self, x):
+        "Embedding (n, latent) and reconstruction (n, d)."
         z = self.encoder(x)
         return z, self.decoder(z)
 
@@ -171,7 +172,7 @@ VARIANTS = {  # the rows of the paper's Table 2 as settings of one estimator
 QUICK = dict(pretrain_epochs=100, max_epochs=30, precision="float32")
 PAPER = dict(precision="float32", stop_rule=None)
 
-# %% ../nbs/30_idec.ipynb #62f83411
+# %% ../nbs/30_idec.ipynb #b175ce7d
 class ClusterCentres(nn.Module):
     "The centres mu (k, d), trained like weights (section 3.3)."
 
@@ -180,11 +181,12 @@ class ClusterCentres(nn.Module):
         self.mu = nn.Parameter(torch.zeros(n_clusters, dim))
 
     def forward(self, z):
+        "Soft assignment q (n, k)."
         return cluster_assignment(z.float(), self.mu)
 
-# %% ../nbs/30_idec.ipynb #dbd85fde
-class _Input:
-    "Checks of settings and data."
+# %% ../nbs/30_idec.ipynb #f2529cf6
+class _Settings:
+    "Checks of the settings."
 
     def _check_settings(self):
         for name in ("n_clusters", "latent_dim", "batch_size", "n_neighbors", "n_init"):
@@ -201,8 +203,15 @@ class _Input:
             check_number("hidden_dims", width, 1, integer=True)
         check_option("loss_convention", self.loss_convention, CONVENTIONS)
         check_option("stop_rule", self.stop_rule, ("label-change", "guarded", None))
+        if self.max_epochs > 0 and not (self.reconstruction_weight or self.cluster_weight or self.graph_weight):
+            raise ValueError("reconstruction_weight, cluster_weight and graph_weight are all 0: phase 2 has nothing to "
+                             "learn; set one above 0, or max_epochs=0 for autoencoder + k-means.")
         if self.update_interval not in (None, "epoch", "batch"):
             check_number("update_interval (besides None, 'epoch', 'batch')", self.update_interval, 1, integer=True)
+
+# %% ../nbs/30_idec.ipynb #3dbdde39
+class _Data:
+    "Checks of the data."
 
     def _prepare(self, X, reset):
         shape = getattr(X, "shape", ())[1:]
@@ -242,16 +251,18 @@ class _Input:
     def _uses_graph(self):
         return self.graph_weight > 0 or self.pretrain_graph_weight > 0
 
-# %% ../nbs/30_idec.ipynb #6c521a9b
+# %% ../nbs/30_idec.ipynb #881852e8
 class _Steps:
     "One gradient step, and one epoch of steps."
 
     def _losses(self, x, edges, weights, p=None):
         "The parts of the loss on one batch, eq. (9) and, without p, eq. (8)."
+        parts = {}
         with self._autocast():
-            z, x_hat = self.network_(mask_noise(x, self.corruption) if self.corruption else x)
-        z, parts = z.float(), {}
-        if weights["reconstruction"] > 0:
+            z = self.network_.encoder(mask_noise(x, self.corruption) if self.corruption else x)
+            x_hat = self.network_.decoder(z) if weights["reconstruction"] > 0 else None
+        z = z.float()
+        if x_hat is not None:
             parts["reconstruction"] = reconstruction_loss(x, x_hat.float(), self.loss_convention)
         if weights.get("cluster", 0) > 0:
             q = self.centres_(z)
@@ -298,9 +309,9 @@ class _Pretraining:
         self.network_.train()
         return _means([self._step(self._live["pretrain"], x[i], edges, weights) for i, edges in self._batches(x, weights)])
 
-# %% ../nbs/30_idec.ipynb #397237c0
-class _Clustering:
-    "Phase 2, eq. (9) and Algorithm 1."
+# %% ../nbs/30_idec.ipynb #6b5f2331
+class _Targets:
+    "The start of phase 2: first centres, and the assignment of all images."
 
     def _start_clustering(self, fresh, x):
         self._live.pop("pretrain", None)
@@ -324,7 +335,30 @@ class _Clustering:
         return self._carry["q"].argmax(1).to(torch.int16).cpu()
 
     def _interval(self):
-        return CONVENTIONS[self.loss_convention][2] if self.update_interval is None else self.update_interval
+        every = CONVENTIONS[self.loss_convention][2] if self.update_interval is None else self.update_interval
+        return every if isinstance(every, str) else int(every)
+
+# %% ../nbs/30_idec.ipynb #4a1fc763
+class _StopRule:
+    "Has the labelling come to rest?"
+
+    def _smallest_share(self):
+        return (self._labels().long().bincount(minlength=self.n_clusters).min() / len(self._carry["q"])).item()
+
+    def _fires(self, epoch):
+        "Does the stop rule fire? Notes the first epoch at which the paper's rule would."
+        labels, carry = self._labels(), self._carry
+        quiet = (labels != carry["last"]).float().mean().item() < self.tol
+        carry["last"] = labels
+        if quiet and carry["stop_epoch"] is None:
+            carry["stop_epoch"] = epoch
+        if self.stop_rule is None or not quiet:
+            return False
+        return self.stop_rule == "label-change" or self._smallest_share() >= self.min_share
+
+# %% ../nbs/30_idec.ipynb #9db1e2b3
+class _Clustering:
+    "An epoch of phase 2, eq. (9) and Algorithm 1."
 
     def _clustering_epoch(self, x, epoch):
         weights = {"reconstruction": self.reconstruction_weight, "cluster": self.cluster_weight,
@@ -354,22 +388,63 @@ class _Clustering:
             stop = self._fires(epoch)
         return {**_means(steps), "label_change": change, "smallest_share": self._smallest_share(), "stop": stop}
 
-    def _smallest_share(self):
-        return (self._labels().long().bincount(minlength=self.n_clusters).min() / len(self._carry["q"])).item()
+# %% ../nbs/30_idec.ipynb #5334c097
+class _Phases:
+    "What the base class asks of a method."
 
-    def _fires(self, epoch):
-        "Does the stop rule fire? Notes the first epoch at which the paper's rule would."
-        labels, carry = self._labels(), self._carry
-        quiet = (labels != carry["last"]).float().mean().item() < self.tol
-        carry["last"] = labels
-        if quiet and carry["stop_epoch"] is None:
-            carry["stop_epoch"] = epoch
-        if self.stop_rule is None or not quiet:
-            return False
-        return self.stop_rule == "label-change" or self._smallest_share() >= self.min_share
+    def _build(self):
+        self.network_ = Autoencoder((self.n_features_in_, *self.hidden_dims, self.latent_dim))
+        self.centres_ = ClusterCentres(self.n_clusters, self.latent_dim)
 
-# %% ../nbs/30_idec.ipynb #29741fcf
-class IDEC(_Input, _Steps, _Pretraining, _Clustering, ClusterMixin, DeepEstimator):
+    def _phases(self, x, y):
+        self._edges = None
+        if self._uses_graph():
+            self._edges = neighbour_graph(to_float(x).cpu().numpy(), self.n_neighbors).to(self._device)
+        return [Phase("pretrain", self.pretrain_epochs, self._start_pretraining, lambda e: self._pretraining_epoch(x)),
+                Phase("cluster", self.max_epochs, lambda fresh: self._start_clustering(fresh, x),
+                      lambda e: self._clustering_epoch(x, e))]
+
+    def _finish(self):
+        del self._edges
+        self.label_path_ = torch.stack(self._carry["path"]).numpy()
+        self.labels_ = self.label_path_[-1].astype(np.int64)
+        self.cluster_centers_ = self.centres_.mu.detach().cpu().numpy().copy()
+        self.stop_epoch_ = self._carry["stop_epoch"]
+        self.n_iter_ = len(self.label_path_) - 1
+
+    def _embed(self, x):
+        return self.network_.encoder(x)
+
+# %% ../nbs/30_idec.ipynb #551443fb
+class _Answers:
+    "What a fitted IDEC answers, besides `transform`."
+
+    def predict_proba(self, X):
+        "Soft assignment q, float32 array (n, k), eq. (4)."
+        return self._map(lambda b: self.centres_(self.network_.encoder(b)), self._checked(X))
+
+    def predict(self, X):
+        "Cluster of each row, int array (n,): the largest soft assignment."
+        return self.predict_proba(X).argmax(1)
+
+    def reconstruct(self, X):
+        "Images drawn by the decoder, float32, of the shape that was fitted."
+        x_hat = self._map(lambda b: self.network_(b)[1], self._checked(X))
+        return x_hat.reshape(len(x_hat), *self.image_shape_)
+
+    def inverse_transform(self, Z):
+        "Images that the decoder draws for embeddings Z (n, latent_dim), float32, of the shape that was fitted."
+        if not hasattr(self, "history_"):
+            raise NotFittedError("This IDEC instance is not fitted yet; call fit first.")
+        Z = np.asarray(Z, dtype=np.float32)
+        if Z.ndim != 2 or Z.shape[1] != self.latent_dim:
+            raise ValueError(f"Z has shape {Z.shape}; embeddings of shape (n, {self.latent_dim}) are accepted.")
+        x_hat = self._map(self.network_.decoder, torch.from_numpy(Z))
+        return x_hat.reshape(len(x_hat), *self.image_shape_)
+
+# %% ../nbs/30_idec.ipynb #413f12b8
+class IDEC(_Settings, _Data, _Steps, _Pretraining, _Targets, _StopRule, _Clustering, _Phases, _Answers, ClusterMixin,
+           DeepEstimator):
     """Improved deep embedded clustering with graph embedding (Huang & Cui 2022).
 
     Defaults are the paper's values; those marked *assumption* it does not state.
@@ -435,54 +510,21 @@ class IDEC(_Input, _Steps, _Pretraining, _Clustering, ClusterMixin, DeepEstimato
         self.device, self.precision, self.verbose = device, precision, verbose
         self.checkpoint_dir, self.resume = checkpoint_dir, resume
 
-    def _build(self):
-        self.network_ = Autoencoder((self.n_features_in_, *self.hidden_dims, self.latent_dim))
-        self.centres_ = ClusterCentres(self.n_clusters, self.latent_dim)
-
-    def _phases(self, x, y):
-        self._edges = None
-        if self._uses_graph():
-            self._edges = neighbour_graph(to_float(x).cpu().numpy(), self.n_neighbors).to(self._device)
-        return [Phase("pretrain", self.pretrain_epochs, self._start_pretraining, lambda e: self._pretraining_epoch(x)),
-                Phase("cluster", self.max_epochs, lambda fresh: self._start_clustering(fresh, x),
-                      lambda e: self._clustering_epoch(x, e))]
-
-    def _finish(self):
-        del self._edges
-        self.label_path_ = torch.stack(self._carry["path"]).numpy()
-        self.labels_ = self.label_path_[-1].astype(np.int64)
-        self.cluster_centers_ = self.centres_.mu.detach().cpu().numpy().copy()
-        self.stop_epoch_ = self._carry["stop_epoch"]
-        self.n_iter_ = len(self.label_path_) - 1
-
-    def _embed(self, x):
-        return self.network_.encoder(x)
-
-    def predict_proba(self, X):
-        "Soft assignment q, float32 array (n, k), eq. (4)."
-        return self._map(lambda b: self.centres_(self.network_.encoder(b)), self._checked(X))
-
-    def predict(self, X):
-        "Cluster of each row, int array (n,): the largest soft assignment."
-        return self.predict_proba(X).argmax(1)
-
-    def reconstruct(self, X):
-        "Images drawn by the decoder, float32, of the shape that was fitted."
-        x_hat = self._map(lambda b: self.network_(b)[1], self._checked(X))
-        return x_hat.reshape(len(x_hat), *self.image_shape_)
-
-    def inverse_transform(self, Z):
-        "Images that the decoder draws for embeddings Z (n, latent_dim), float32, of the shape that was fitted."
-        if not hasattr(self, "history_"):
-            raise NotFittedError("This IDEC instance is not fitted yet; call fit first.")
-        Z = np.asarray(Z, dtype=np.float32)
-        if Z.ndim != 2 or Z.shape[1] != self.latent_dim:
-            raise ValueError(f"Z has shape {Z.shape}; embeddings of shape (n, {self.latent_dim}) are accepted.")
-        x_hat = self._map(self.network_.decoder, torch.from_numpy(Z))
-        return x_hat.reshape(len(x_hat), *self.image_shape_)
-
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         tags.transformer_tags.preserves_dtype = []
         return tags
+
+# %% ../nbs/30_idec.ipynb #bdaf8a7d
+def draw_epoch(snapshots, label_path, epoch, axes):
+    "The embedding after an epoch of phase 2, in the two main directions of the last epoch, and the cluster sizes."
+    mean = snapshots[-1].mean(0)
+    directions = np.linalg.svd(snapshots[-1] - mean, full_matrices=False)[2][:2]
+    k = int(label_path.max()) + 1
+    names = [f"cluster {j}" for j in range(k)]
+    plot_embedding((snapshots[epoch] - mean) @ directions.T, label_path[epoch], names, ax=axes[0], title=f"epoch {epoch}")
+    sizes = np.bincount(label_path[epoch], minlength=k)
+    axes[1].bar(names, sizes, color=PALETTE[:k], edgecolor="black")
+    axes[1].bar_label(axes[1].containers[0])
+    axes[1].set(ylabel="images", ylim=(0, len(label_path[epoch]) * 1.08))

@@ -7,11 +7,11 @@ __all__ = ['PALETTE', 'MARKERS', 'LINES', 'SEQUENTIAL', 'STYLE', 'use_style', 'r
            'plot_embedding', 'tsne', 'plot_history', 'plot_contingency', 'plot_images', 'plot_images_by_cluster',
            'plot_reconstructions', 'plot_cluster_sizes', 'plot_scores', 'figure_html']
 
-# %% ../nbs/03_plots.ipynb #2330356f
+# %% ../nbs/03_plots.ipynb #00a42ced
 import base64
+import contextlib
 import html
 import io
-import math
 import textwrap
 import warnings
 
@@ -24,7 +24,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
-# %% ../nbs/03_plots.ipynb #58d980bc
+# %% ../nbs/03_plots.ipynb #2ea88729
 PALETTE = [tuple(c) for c in sns.color_palette("colorblind")]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", "*"]
 LINES = ["-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 3))]
@@ -34,16 +34,23 @@ STYLE = {"figure.dpi": 100, "font.size": 10, "axes.titlesize": 11, "legend.fonts
          "grid.color": "0.88", "grid.linewidth": 0.8, "lines.linewidth": 1.8, "lines.markersize": 5}
 
 
+@contextlib.contextmanager
 def use_style():
     """A context in which figures have this module's look: `with use_style(): ...`.
 
-    Every setting is put back at the end. For a whole session: `plt.rcParams.update(STYLE)`.
+    The settings in `STYLE` are put back at the end. For a whole session: `plt.rcParams.update(STYLE)`.
 
-    Returns
-    -------
-    context manager
+    Yields
+    ------
+    None
     """
-    return mpl.rc_context(STYLE)
+    # Not mpl.rc_context, which also puts back "interactive": a backend first loaded inside it would stop showing figures.
+    before = {name: mpl.rcParams[name] for name in STYLE}
+    mpl.rcParams.update(STYLE)
+    try:
+        yield
+    finally:
+        mpl.rcParams.update(before)
 
 # %% ../nbs/03_plots.ipynb #3b3d485d
 def relative_luminance(rgb):
@@ -434,7 +441,7 @@ def _montage(images, n_cols, gap, top=0, vmin=None, vmax=None):
     sheet = tiles.reshape(n_rows, n_cols, h + top + gap, w + gap, 3).transpose(0, 2, 1, 3, 4)
     return sheet.reshape(n_rows * (h + top + gap), n_cols * (w + gap), 3)[:-gap, :-gap]
 
-# %% ../nbs/03_plots.ipynb #7a787c74
+# %% ../nbs/03_plots.ipynb #896bf026
 def _draw_montage(ax, sheet):
     "A montage without ticks and frame."
     ax.imshow(sheet, interpolation="nearest")
@@ -487,7 +494,7 @@ def _image_titles(ax, titles, n_cols, size, gap, top, sheet):
     "A text above each image of a montage, in letters that fit its width and the room above it."
     (h, w), longest = size, max(1, *map(len, titles), 1)
     scale = min(ax.bbox.width / sheet[1], ax.bbox.height / sheet[0]) * 72 / ax.figure.dpi  # points a pixel
-    letters = float(np.clip(min(0.7 * top * scale, w * scale / (0.56 * longest)), 4, 9))
+    letters = float(np.clip(min(0.7 * top * scale, w * scale / (0.5 * longest)), 4, 9))
     for i, title in enumerate(titles):
         x, y = (i % n_cols) * (w + gap) + (w - 1) / 2, (i // n_cols) * (h + top + gap) + top - 1
         ax.text(x, y, title, ha="center", va="bottom", fontsize=letters)
@@ -655,8 +662,8 @@ def _majority_line(ax, majority):
     ax.axhline(majority, color="black", linestyle=(0, (6, 3)), linewidth=1.2, zorder=1,
                label=f"largest class ({majority:.1%})")
 
-# %% ../nbs/03_plots.ipynb #26c7d74e
-def plot_scores(scores, score="accuracy", by="label", ax=None, majority=None, ylabel=None):
+# %% ../nbs/03_plots.ipynb #24f40a5e
+def plot_scores(scores, score="accuracy", by="label", ax=None, majority=None, ylabel=None, digits=3):
     """One point a seed, with mean and standard deviation, a column for each method.
 
     Parameters
@@ -672,6 +679,8 @@ def plot_scores(scores, score="accuracy", by="label", ax=None, majority=None, yl
         Share of the largest class, in (0, 1], drawn as a dashed line. Give it with every accuracy.
     ylabel : str, optional
         Default: the name of the score, underscores replaced by spaces.
+    digits : int
+        Decimals of the mean and standard deviation written under each column.
 
     Returns
     -------
@@ -694,7 +703,7 @@ def plot_scores(scores, score="accuracy", by="label", ax=None, majority=None, yl
     ax = _axes(ax, (max(3.6, 1.2 + 1.25 * len(groups)), 4))
     for i, values in enumerate(groups.values()):
         _column_of_points(ax, i, values)
-    ticks = [f"{textwrap.fill(k, 14)}\n{v.mean():.3f}{f' ± {v.std(ddof=1):.3f}' if len(v) > 1 else ''}\nn = {len(v)}"
+    ticks = [f"{textwrap.fill(k, 14)}\n{v.mean():.{digits}f}{f' ± {v.std(ddof=1):.{digits}f}' if len(v) > 1 else ''}\nn = {len(v)}"
              for k, v in groups.items()]
     ax.set_xticks(range(len(groups)), ticks)
     ax.set(xlim=(-0.6, len(groups) - 0.4), xlabel=by, ylabel=ylabel or score.replace("_", " "))

@@ -247,7 +247,7 @@ class Phase:
     start: Callable
     epoch: Callable
 
-# %% ../nbs/02_training.ipynb #d5aaed08
+# %% ../nbs/02_training.ipynb #3cc66b5f
 class _Loop:
     "The loop over phases and epochs, with history and checkpoints."
 
@@ -269,14 +269,15 @@ class _Loop:
         bar = tqdm(range(first, phase.n_epochs), initial=first, total=phase.n_epochs, desc=phase.name,
                    disable=not self.verbose)
         for epoch in bar:
-            row = phase.epoch(epoch)
+            row = {"phase": phase.name, "epoch": epoch, **phase.epoch(epoch)}
             stop = bool(row.pop("stop", False))
-            self._rows.append({"phase": phase.name, "epoch": epoch, **row})
+            self._rows.append(row)
             bar.set_postfix({k: f"{v:.4g}" for k, v in row.items() if isinstance(v, float)})
             last = stop or epoch + 1 == phase.n_epochs
             self._checkpoint(number, phase.n_epochs if stop else epoch + 1, force=last)
             if callback is not None:
-                callback(self, self._rows[-1])
+                self.history_ = pd.DataFrame(self._rows)  # so that the callback may use transform
+                callback(self, row)
             if stop:
                 break
         bar.close()
@@ -397,7 +398,7 @@ class _Use:
         state = {k: v for k, v in super().__getstate__().items() if k not in ("_device", "_precision")}
         return {k: copy.deepcopy(v).cpu() if isinstance(v, nn.Module) else v for k, v in state.items()}
 
-# %% ../nbs/02_training.ipynb #5bd38441
+# %% ../nbs/02_training.ipynb #bfbf3e56
 _REGISTRY = {}  # class name -> class, for load_estimator
 
 
@@ -425,7 +426,8 @@ class DeepEstimator(_Loop, _Resume, _Setup, _Use, TransformerMixin, BaseEstimato
         ----------
         X : array (n, h, w), (n, h, w, 3) or (n, d); uint8 pixels are divided by 255, floats taken as they are
         y : ignored, unless the method says otherwise
-        callback : None or callable(estimator, row), called after every epoch with the newest row of the history
+        callback : None or callable(estimator, row), called after every epoch with the newest row of the history;
+            it may call `estimator.transform`
         """
         x = self._prepare(X, reset=True)
         self._begin(x)

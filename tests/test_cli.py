@@ -1,0 +1,138 @@
+"""The command line: names, settings, exit codes, errors without tracebacks, and the demo on simulated images."""
+import os
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from bc_clust import cli
+from bc_clust.cli import app, main, parse_settings, variants
+
+shell = CliRunner()
+TINY = [word for text in ("hidden_dims=(16,)", "pretrain_epochs=2", "max_epochs=2", "n_init=1") for word in ("--set", text)]
+
+
+def invoke(*words):
+    return shell.invoke(app, [str(w) for w in words])
+
+
+def run_main(monkeypatch, capsys, *words):
+    "What a shell sees: exit code, standard output, standard error."
+    monkeypatch.setattr(sys, "argv", ["bc_clust", *map(str, words)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    out = capsys.readouterr()
+    return stop.value.code or 0, out.out, out.err
+
+
+def test_help_and_version_are_quick_to_import():
+    code = "import sys, bc_clust.cli; assert 'torch' not in sys.modules and 'sklearn' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert "demo" in invoke("--help").output and invoke("--version").output.strip().count(".") == 2
+
+
+@pytest.mark.parametrize("words, part", [
+    (["run", "idek"], "did you mean 'idec'"), (["run", "idec", "--profile", "fast"], "quick or paper"),
+    (["run", "idec", "--variant", "IDEC+graph"], "did you mean 'IDEC + graph'"), (["run", "idec", "--seeds", "x"], "list (0,3,7)"),
+    (["run", "idec", "--seeds", "0"], "at least one"), (["run", "idec", "--set", "lrr=1"], "did you mean 'lr'"),
+    (["run", "idec", "--set", "lr"], "name=value"), (["nothing"], "No such command")])
+def test_usage_errors_exit_with_2(words, part):
+    result = invoke(*words)
+    text = " ".join((result.output + getattr(result, "stderr", "")).replace("│", " ").split())
+    assert result.exit_code == 2 and part in text
+
+
+@pytest.mark.parametrize("words, part", [
+    (["run", "idec", "--data", "nothere"], "unknown image set 'nothere'"), (["data", "get", "phantmo"], "phantom"),
+    (["run", "idec", "--data", "phantom", "--device", "tpu"], "device='tpu'"),
+    (["run", "idec", "--data", "phantom", "--set", "lr=-1"], "lr=-1: use a number above 0")])
+def test_failures_exit_with_1_in_one_line(monkeypatch, capsys, tmp_path, words, part):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run_main(monkeypatch, capsys, *words)
+    assert code == 1 and err.startswith("bc_clust: error: ") and part in err and "Traceback" not in err
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_debug_brings_the_traceback(monkeypatch):
+    monkeypatch.setenv("BC_CLUST_DEBUG", "1")
+    monkeypatch.setattr(sys, "argv", ["bc_clust", "data", "get", "nothere"])
+    with pytest.raises(ValueError, match="nothere"):
+        main()
+
+
+def test_settings_are_literals_or_words():
+    accepted = ["a", "b", "c", "d"]
+    assert parse_settings(["a=0.5", "b=None", "c=(1, 2)", "d=guarded"], accepted) == {"a": 0.5, "b": None, "c": (1, 2), "d": "guarded"}
+
+
+def test_variants():
+    named = variants("idec", 3, "paper", settings=["max_epochs=9", "graph_weight=0.5"])
+    assert list(named) == ["AE + k-means", "DEC", "IDEC", "IDEC + graph"]
+    assert named["AE + k-means"].max_epochs == 0 and named["IDEC"].max_epochs == 9  # a variant stays what it is
+    assert named["IDEC"].graph_weight == 0 and named["IDEC + graph"].graph_weight == 0.5
+    assert named["DEC"].stop_rule is None and named["DEC"].n_clusters == 3 and named["DEC"].pretrain_epochs == 400
+    only = variants("idec", 2, variant="IDEC", settings=["graph_weight=0.5"])
+    assert list(only) == ["IDEC"] and only["IDEC"].graph_weight == 0.5  # named outright, the user has the last word
+    assert variants("kmeans", 2)["k-means"].n_init == 20
+
+
+def test_run_records_prints_and_continues(tmp_path):
+    words = ["run", "idec", "--data", "phantom", "--size", 12, "--variant", "IDEC + graph", "--results", tmp_path, *TINY]
+    first = invoke(*words, "--seeds", 1, "--label", "tiny")
+    assert first.exit_code == 0, first.output
+    assert "tiny: 0 of 1 seeds are there" in first.output and "majority_share" in first.output
+    assert "peeking, not a result" in first.output and "stop rule fires" in first.output
+    second = invoke(*words, "--seeds", 2, "--label", "tiny")
+    assert "tiny: 1 of 2 seeds are there, 1 to run" in second.output
+    page = tmp_path / "r.html"
+    report = invoke("report", "--results", tmp_path, "--html", page)
+    assert report.exit_code == 0 and "== phantom" in report.output and "tiny" in page.read_text("utf-8")
+
+
+def test_report_names_stale_records_and_missing_ones(tmp_path, monkeypatch, capsys):
+    invoke("run", "kmeans", "--data", "phantom", "--size", 12, "--seeds", 1, "--results", tmp_path)
+    file = next(tmp_path.rglob("seed-0.json"))
+    file.write_text(file.read_text().replace('"code": "', '"code": "0'))
+    assert "1 records are stale" in invoke("report", "--results", tmp_path).output
+    code, _, err = run_main(monkeypatch, capsys, "report", "--results", tmp_path / "none")
+    assert code == 1 and "no records in" in err and "bc_clust run" in err
+
+
+def test_data_commands():
+    listing = invoke("data", "list").output
+    assert "phantom" in listing and "breastmnist" in listing and "CC BY 4.0" in listing
+    checked = invoke("data", "check", "wdbc").output
+    assert "sha256: " in checked and "212" in checked and "357" in checked
+
+
+def test_demo_writes_a_report_and_says_where(tmp_path, monkeypatch):
+    from bc_clust import data, idec
+    monkeypatch.setattr(data, "load", fake_load(data.load))
+    monkeypatch.setattr(idec, "QUICK", dict(hidden_dims=(16,), pretrain_epochs=2, max_epochs=2, n_init=1, precision="float32"))
+    result = invoke("demo", "--out", tmp_path / "demo", "--seeds", "1")
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "demo" / "report.html").read_text("utf-8")
+    assert "simulated" in result.output.lower() or "phantom" in result.output
+    assert "report: " in result.output and page.count("<figure") == 6 and page.count("data:image/png") == 6
+    assert all(f'alt="{part}' in page for part in ("Two scatter", "One row", "A table", "Two rows", "Curves", "The share"))
+    assert "IDEC + graph" in page and "majority_share" in page
+
+
+def fake_load(load):
+    "A load that has no network: BreastMNIST cannot be had, the phantom is small."
+    from bc_clust.data import DataUnavailableError
+
+    def fake(name, **kwargs):
+        if name == "breastmnist":
+            raise DataUnavailableError("breastmnist.npz is not at hand")
+        return load(name, n=60, size=12, random_state=0)
+    return fake
+
+
+def test_interrupt_exits_with_130(monkeypatch, capsys):
+    def stop():
+        raise KeyboardInterrupt
+    monkeypatch.setattr(cli, "app", stop)
+    code, _, err = run_main(monkeypatch, capsys, "demo")
+    assert code == 130 and "same command goes on" in err

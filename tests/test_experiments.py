@@ -1,0 +1,251 @@
+"""Records: what they hold, when they are skipped or stale, and that tables equal what the records say."""
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import safetensors.numpy
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.pipeline import make_pipeline
+
+from bc_clust import experiments
+from bc_clust.data import phantom
+from bc_clust.experiments import (code_digest, markdown_table, paper_table, path_scores, read_records, record_folder,
+                                  results_folder, run, score_table, settings_hash, settings_of, smallest_share,
+                                  write_report)
+from bc_clust.idec import IDEC
+from bc_clust.metrics import clustering_scores
+from bc_clust.training import load_estimator
+
+TINY = dict(hidden_dims=(16,), latent_dim=3, pretrain_epochs=3, max_epochs=3, batch_size=32, n_init=2, n_neighbors=3,
+            stop_rule=None, precision="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def images():
+    return phantom(n=90, size=12, random_state=0)
+
+
+@pytest.fixture(scope="module")
+def recorded(images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    return folder, run(IDEC(3, **TINY), images, seeds=2, label="tiny", results=folder, say=None)
+
+
+def test_record_holds_what_repeats_the_run(images, recorded):
+    folder, (first, second) = recorded
+    assert (first["label"], first["method"], first["seed"], second["seed"]) == ("tiny", "IDEC", 0, 1)
+    assert first["data"] == {"name": "phantom", "task": images.task, "size": "12x12", "n": 90, "sha256": images.sha256,
+                             "source": images.source}
+    assert first["settings"]["n_neighbors"] == 3 and "random_state" not in first["settings"] and "device" not in first["settings"]
+    assert first["code"] == code_digest(IDEC()) and len(first["code"]) == 12
+    environment = first["environment"]
+    assert environment["threads"] == 1 and environment["precision"] == "float32" and environment["device"] == "cpu"
+    assert all(environment[name] for name in ("python", "torch", "numpy", "scikit-learn", "bc_clust"))
+    again = IDEC(3, **TINY, random_state=1).fit(images.images)
+    assert second["scores"]["last"]["accuracy"] == clustering_scores(images.labels, again.labels_)["accuracy"]
+    assert json.loads((record_folder(IDEC(3, **TINY), images, folder) / "seed-1.json").read_text()) == second
+
+
+def test_arrays_beside_the_record(images, recorded):
+    folder = record_folder(IDEC(3, **TINY), images, recorded[0])
+    names = {f.name for f in folder.iterdir()}
+    assert names == {f"seed-{s}{e}" for s in (0, 1) for e in (".json", ".history.csv", ".labels.npz")} | {
+        "seed-0.embedding.safetensors", "seed-0.model.safetensors"}
+    stored = np.load(folder / "seed-0.labels.npz", allow_pickle=False)
+    fit = IDEC(3, **TINY, random_state=0).fit(images.images)
+    assert np.array_equal(stored["labels"], fit.labels_) and np.array_equal(stored["label_path"], fit.label_path_)
+    embedding = safetensors.numpy.load_file(folder / "seed-0.embedding.safetensors")["embedding"]
+    np.testing.assert_array_equal(embedding, fit.transform(images.images))
+    model = load_estimator(folder / "seed-0.model.safetensors")
+    np.testing.assert_allclose(model.transform(images.images), embedding, atol=1e-2)
+    history = pd.read_csv(folder / "seed-0.history.csv")
+    assert history["phase"].tolist() == ["pretrain"] * 3 + ["cluster"] * 3
+    along = path_scores(images.labels, fit.label_path_, 3)
+    np.testing.assert_allclose(history["accuracy"].iloc[3:], along["accuracy"].iloc[1:], rtol=1e-5)
+    assert history["accuracy"].iloc[:3].isna().all()
+
+
+def test_three_readings(images, recorded):
+    scores, fit = recorded[1][0]["scores"], IDEC(3, **TINY, random_state=0).fit(images.images)
+    along = path_scores(images.labels, fit.label_path_, 3)
+    assert scores["best_by_labels"]["accuracy"] == along["accuracy"].max()
+    assert scores["last"]["accuracy"] == along["accuracy"].iloc[-1]
+    assert scores["stop"]["fired"] == (fit.stop_epoch_ is not None)
+    stopped = run(IDEC(3, **{**TINY, "tol": 2.0}), images, seeds=1, results=recorded[0] / "eager", say=None)[0]["scores"]["stop"]
+    assert stopped["fired"] and stopped["epoch"] == 1  # row 1 of the path: after epoch 0
+
+
+def test_a_collapsed_partition_has_smallest_share_zero():
+    assert smallest_share(np.zeros(10, int), 2) == 0 and smallest_share(np.array([0, 0, 1, 0]), 2) == 0.25
+
+
+def test_valid_records_are_skipped_and_stale_ones_run_again(images, tmp_path, monkeypatch):
+    said, fits = [], []
+    fit = KMeans.fit
+    monkeypatch.setattr(KMeans, "fit", lambda self, *a, **k: (fits.append(self.random_state), fit(self, *a, **k))[1])
+    def go(seeds):
+        fits.clear(), said.clear()
+        run(KMeans(2, n_init=1), images, seeds=seeds, label="k", results=tmp_path, say=said.append)
+        return list(fits)
+    assert go(2) == [0, 1]
+    assert go(3) == [2] and said == ["k: 2 of 3 seeds are there, 1 to run"]
+    assert go([1, 7]) == [7]
+    file = record_folder(KMeans(2, n_init=1), images, tmp_path) / "seed-0.json"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps({**record, "code": "0" * 12}))
+    assert go(1) == [0] and "seed-0.json is stale (the method's code changed)" in said[0]
+    file.write_text(json.dumps({**record, "data": {**record["data"], "sha256": "x"}}))
+    assert go(1) == [0] and "the data changed" in said[0]
+    file.write_text(file.read_text()[:50])
+    assert go(1) == [0] and "cannot be read" in said[0]
+    assert go(1) == []
+
+
+def test_an_interrupted_run_leaves_no_record(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "_write_arrays", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run(KMeans(2, n_init=1), images, seeds=1, results=tmp_path, say=None)
+    assert not list(tmp_path.rglob("seed-0.json"))
+
+
+def test_parallel_seeds_equal_sequential_ones(images, tmp_path):
+    one = run(IDEC(3, **TINY), images, seeds=2, results=tmp_path / "a", say=None)
+    two = run(IDEC(3, **TINY), images, seeds=2, results=tmp_path / "b", n_jobs=2, say=None)
+    assert [r["scores"] for r in one] == [r["scores"] for r in two]
+
+
+def test_scikit_learn_estimators_go_through_the_same_door(images, tmp_path):
+    pipe = make_pipeline(PCA(3, random_state=5), KMeans(2, n_init=1))
+    first, second = run(pipe, images, seeds=[4, 5], label="PCA + k-means", results=tmp_path, say=None)
+    flat = images.images.reshape(90, -1) / 255
+    expected = make_pipeline(PCA(3, random_state=4), KMeans(2, n_init=1, random_state=4)).fit(flat)
+    assert first["scores"]["last"]["accuracy"] == clustering_scores(images.labels, expected[-1].labels_)["accuracy"]
+    assert set(first["scores"]) == {"last"} and first["environment"]["precision"] == "float64"
+    with pytest.raises(TypeError, match="PCA gives no labels_"):
+        run(PCA(2), images, seeds=1, results=tmp_path, say=None)
+
+
+@pytest.mark.parametrize("seeds", [0, [], [1, 1]])
+def test_seeds_are_checked(images, tmp_path, seeds):
+    with pytest.raises(ValueError, match="at least one seed, each once"):
+        run(KMeans(2), images, seeds=seeds, results=tmp_path)
+
+
+def test_unwritable_results_folder(images, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError, match="cannot write .*Choose a folder"):
+        run(KMeans(2, n_init=1), images, seeds=1, results=tmp_path / "file", say=None)
+
+
+def test_settings_hash_ignores_how_to_run_only():
+    base = settings_hash(IDEC(2, **TINY))
+    assert base == settings_hash(IDEC(2, **{**TINY, "device": "auto"}, random_state=3, verbose=True, checkpoint_dir="x"))
+    for changed in ({"lr": 1e-4}, {"precision": "bfloat16"}, {"n_neighbors": 4}):
+        assert base != settings_hash(IDEC(2, **{**TINY, **changed}))
+    assert json.loads(json.dumps(settings_of(IDEC(2, **TINY)))) == settings_of(IDEC(2, **TINY))
+
+
+def test_code_digest_sees_code_and_not_prose(monkeypatch):
+    source = 'class A:\n    "Doc."\n    # thought\n\n    def f(self):\n        """More\n        doc."""\n        return 1  # kept\n'
+    assert experiments._code_lines(source) == ["class A:", "    def f(self):", "        return 1  # kept"]
+    before = code_digest(IDEC())
+    original = experiments.inspect.getsource
+    monkeypatch.setattr(experiments.inspect, "getsource", lambda m: "# more prose\n\n" + original(m))
+    assert code_digest(IDEC()) == before
+    monkeypatch.setattr(experiments.inspect, "getsource", lambda m: original(m) + "\nx = 1\n")
+    assert code_digest(IDEC()) != before
+
+
+def frame():
+    rows = [dict(label="B", reading="last", seed=s, accuracy=a, majority_share=0.7, nmi=0.0, settings="h1")
+            for s, a in enumerate([0.5, 0.6, 0.7])]
+    rows += [dict(label="B", reading="stop", seed=0, accuracy=0.9, majority_share=np.nan, nmi=0.1, settings="h1"),
+             dict(label="A", reading="last", seed=0, accuracy=0.4, majority_share=0.7, nmi=0.2, settings="h2")]
+    return pd.DataFrame(rows)
+
+
+def test_score_table_by_hand():
+    table = score_table(frame(), scores=("accuracy", "majority_share", "nmi"))
+    assert table.index.tolist() == ["B", "A"] and table.loc["B"].tolist() == ["3", "0.600 ± 0.100", "0.700", "0.000 ± 0.000"]
+    assert table.loc["A"].tolist() == ["1", "0.400", "0.700", "0.200"]
+    stop = score_table(frame(), "stop", scores=("accuracy", "majority_share"))
+    assert stop.loc["B"].tolist() == ["1", "0.900", "0.700"] and stop.loc["A", "accuracy"] == "0.400"
+    with pytest.raises(ValueError, match="no records"):
+        score_table(frame().iloc[:0])
+
+
+def test_markdown_table():
+    table = pd.DataFrame({"top_accuracy": ["0.5"]}, index=pd.Index(["k-means"], name="method"))
+    assert markdown_table(table).splitlines() == ["| method | top accuracy |", "| --- | --- |", "| k-means | 0.5 |"]
+
+
+def test_read_records_filters(recorded):
+    everything = read_records(recorded[0])
+    assert set(everything["reading"]) == {"last", "stop", "best_by_labels"} and set(everything["seed"]) == {0, 1}
+    assert read_records(recorded[0], data="breastmnist").empty and read_records(recorded[0], labels=["other"]).empty
+    assert len(read_records(recorded[0], data="phantom", method="idec", labels=["tiny"])) >= 6
+
+
+def test_papers_tables():
+    table = paper_table("idec-table2").set_index("method")["acc_percent"]
+    assert table["k-means"] == 55.00 and table["IDEC + graph"] == 72.05 and len(table) == 5
+    assert len(paper_table("idec-table3")) == 10
+    with pytest.raises(FileNotFoundError, match="idec-table2"):
+        paper_table("no-such-table")
+
+
+def test_results_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("BC_CLUST_RESULTS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert results_folder() == tmp_path / "results"
+    (tmp_path / "settings.ini").touch(), (tmp_path / "bc_clust").mkdir(), (tmp_path / "nbs").mkdir()
+    monkeypatch.chdir(tmp_path / "nbs")
+    assert results_folder() == tmp_path / "results"
+    monkeypatch.setenv("BC_CLUST_RESULTS", str(tmp_path / "other"))
+    assert results_folder() == tmp_path / "other"
+
+
+def test_report_is_whole_and_escaped(tmp_path):
+    page = write_report(tmp_path / "sub" / "r.html", "a < b", ["x & y", pd.DataFrame({"n": [1]}), "<figure>kept</figure>"])
+    text = page.read_text("utf-8")
+    assert "<title>a &lt; b</title>" in text and "<p>x &amp; y</p>" in text and "<figure>kept</figure>" in text
+    assert text.startswith("<!doctype html>") and text.rstrip().endswith("</html>") and "<td>1</td>" in text
+
+
+# --- the committed records ------------------------------------------------------------------------------------------
+
+def committed():
+    return sorted((results_folder()).glob("*/*/*/seed-*.json"))
+
+
+def test_committed_records_are_whole_and_fresh():
+    files = [f for f in committed() if "demo" not in f.parts]
+    assert files, "results/ holds no records"
+    digests = {"IDEC": code_digest(IDEC()), "KMeans": code_digest(KMeans())}
+    for file in files:
+        record = json.loads(file.read_text("utf-8"))
+        assert file.parent.name == settings_hash_of(record), f"{file}: settings and folder disagree"
+        assert record["code"] == digests[record["method"]], (
+            f"{file} is stale: the method's code changed; run again the commands named in the method's notebook")
+        stored = np.load(file.with_name(file.name.replace(".json", ".labels.npz")), allow_pickle=False)
+        assert len(stored["labels"]) == record["data"]["n"]
+
+
+def settings_hash_of(record):
+    import hashlib
+    text = json.dumps([record["method"], record["settings"]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def test_committed_scores_follow_from_the_committed_labels(breastmnist):
+    for file in committed():
+        record = json.loads(file.read_text("utf-8"))
+        if record["data"]["name"] != "breastmnist":
+            continue
+        assert record["data"]["sha256"] == breastmnist.sha256
+        stored = np.load(file.with_name(file.name.replace(".json", ".labels.npz")), allow_pickle=False)
+        scores = clustering_scores(breastmnist.labels, stored["labels"])
+        for name in ("accuracy", "balanced_accuracy", "nmi", "ari", "majority_share"):
+            assert record["scores"]["last"][name] == pytest.approx(scores[name], abs=1e-12), (file, name)
