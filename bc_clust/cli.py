@@ -72,10 +72,11 @@ def parse_settings(settings, accepted):
             parsed[name] = value  # a word
     return parsed
 
-# %% ../nbs/60_cli.ipynb #d88de76f
+# %% ../nbs/60_cli.ipynb #f24d1bf2
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  rich_markup_mode=None,
                   help="Deep clustering of breast images: methods, records, reports.")
-data_app = typer.Typer(no_args_is_help=True, help="List, fetch and check data sets.")
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, fetch and check data sets.")
 app.add_typer(data_app, name="data")
 
 

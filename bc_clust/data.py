@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PHANTOM_CLASSES', 'BUSI_COUNTS', 'BIRADS', 'FIELD_MM', 'AXIAL_MM', 'LATERAL_MM', 'ImageSet', 'constant_images',
            'find_duplicates', 'duplicate_groups', 'grouped_folds', 'DataUnavailableError', 'DataIntegrityError',
-           'data_folders', 'phantom', 'load', 'list_sets', 'check_file']
+           'data_folders', 'phantom', 'load', 'load_or_phantom', 'list_sets', 'check_file']
 
 # %% ../nbs/00_data.ipynb #ae887e7c
 import dataclasses
@@ -205,12 +205,10 @@ def _thumbnails(images, side=28):
     flat -= flat.mean(axis=1, keepdims=True)
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
 
-# %% ../nbs/00_data.ipynb #faa985d2
+# %% ../nbs/00_data.ipynb #a08f864c
 def _hash_signs(images):
-    """Perceptual hashes as rows of 64 signs, so that a product of two rows counts agreements; 0 for a constant image."""
-    signs = np.array([2.0 * imagehash.phash(Image.fromarray(x)).hash.ravel() - 1 for x in images], dtype=np.float32)
-    signs[constant_images(images)] = 0
-    return signs
+    """Perceptual hashes as rows of 64 signs, so that a product of two rows counts agreements."""
+    return np.array([2.0 * imagehash.phash(Image.fromarray(x)).hash.ravel() - 1 for x in images], dtype=np.float32)
 
 # %% ../nbs/00_data.ipynb #8ba0de6a
 def _similar_pairs(images, threshold, confirmed, max_bits, block=1024):
@@ -224,14 +222,14 @@ def _similar_pairs(images, threshold, confirmed, max_bits, block=1024):
         found.append((i + start, j + start, C[i, j], bits[i, j]))
     return tuple(np.concatenate(part) for part in zip(*found))
 
-# %% ../nbs/00_data.ipynb #82f117f5
+# %% ../nbs/00_data.ipynb #a8fc46a1
 def find_duplicates(images, labels=None, split=None, threshold=0.95, confirmed=0.90, max_bits=8):
     """Exact and near duplicates, as pairs.
 
     A pair is `exact` where all bytes agree. It is `near` where the correlation of the two images
     (averaged down to about 28 pixels) is at least `threshold`, or at least `confirmed` while their
-    64-bit perceptual hashes differ in at most `max_bits` bits. The defaults were chosen on BreastMNIST and checked against the
-    full-size BUSI pictures; look at the pairs before you trust them elsewhere. The time grows with
+    64-bit perceptual hashes differ in at most `max_bits` bits. The defaults were chosen on BreastMNIST and checked against
+    the full-size BUSI pictures; look at the pairs before you trust them elsewhere. The time grows with
     n squared, the memory does not.
 
     Parameters
@@ -888,6 +886,33 @@ def load(name, task=None, size=None, root=None, download=True, **kwargs):
         raise TypeError(f"load({name!r}) takes no {', '.join(unknown)}; besides task, size, root and download "
                         f"it takes: {', '.join(card.settings) or 'nothing'}")
     return card.load(task=task, size=size, root=root, download=download, **kwargs)
+
+# %% ../nbs/00_data.ipynb #449131b1
+def load_or_phantom(name="breastmnist", size=None, random_state=0, say=print):
+    """The set `name`, or, where it cannot be had, 780 simulated images with BreastMNIST's two classes.
+
+    Parameters
+    ----------
+    name : str
+        As in `load`.
+    size : int, optional
+        Side in pixels, as in `load`.
+    random_state : int
+        Seed of the simulated images.
+    say : callable
+        Is told in a line which images these are, and why.
+
+    Returns
+    -------
+    ImageSet
+    """
+    try:
+        images = load(name, size=size)
+        say(f"Using {images.name} ({images.source}).")
+    except DataUnavailableError as why:
+        images = phantom(n=780, size=size or 28, task="binary-class", random_state=random_state)
+        say(f"Using simulated images (phantom), because {str(why).splitlines()[0]}")
+    return images
 
 # %% ../nbs/00_data.ipynb #adfb1b06
 def list_sets(root=None):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCORES', 'STYLE', 'results_folder', 'settings_of', 'settings_hash', 'code_digest', 'environment', 'smallest_share',
-           'path_scores', 'run', 'record_folder', 'read_records', 'score_table', 'markdown_table', 'paper_table',
-           'write_report']
+           'path_scores', 'run', 'record_folder', 'read_records', 'score_table', 'markdown_table', 'in_order',
+           'comparison_table', 'paper_table', 'write_report']
 
 # %% ../nbs/07_experiments.ipynb #cff81699
 import ast
@@ -333,12 +333,37 @@ def _mean_sd(values, digits):
     mean, sd = values.mean(), values.std(ddof=1) if len(values) > 1 else 0.0
     return f"{mean:.{digits}f}" + (f" ± {sd:.{digits}f}" if len(values) > 1 else "")
 
-# %% ../nbs/07_experiments.ipynb #457f5fef
+# %% ../nbs/07_experiments.ipynb #2158a93d
 def markdown_table(frame):
     "A DataFrame of str as a Markdown table, index first."
     rows = [[frame.index.name or "", *frame.columns], ["---"] * (1 + frame.shape[1])]
     rows += [[str(i), *map(str, row)] for i, row in zip(frame.index, frame.to_numpy())]
     return "\n".join("| " + " | ".join(cell.replace("_", " ") for cell in row) + " |" for row in rows)
+
+
+def in_order(records, labels):
+    "The records of these labels, in this order."
+    kept = records[records["label"].isin(labels)] if len(records) else records
+    return kept.sort_values("label", key=lambda v: v.map(list(labels).index), kind="stable") if len(kept) else kept
+
+
+def comparison_table(records, printed):
+    """The last-epoch scores of `score_table`, with the accuracy at the paper's stop rule and the printed one.
+
+    Parameters
+    ----------
+    records : DataFrame of `read_records`
+    printed : dict label -> accuracy in percent, as in the paper; its order is the table's
+
+    Returns
+    -------
+    DataFrame of str, a row a label of `printed` that has records
+    """
+    records = in_order(records, printed)
+    table = score_table(records)
+    table.insert(1, "accuracy in the paper", [f"{printed[label] / 100:.3f}" for label in table.index])
+    table.insert(3, "accuracy at the stop rule", score_table(records, "stop")["accuracy"])
+    return table
 
 
 def paper_table(name, results=None):

@@ -15,7 +15,7 @@ from scipy.stats import random_table
 from sklearn import metrics as skm
 from sklearn.metrics.cluster import expected_mutual_information
 
-# %% ../nbs/01_metrics.ipynb #e4447287
+# %% ../nbs/01_metrics.ipynb #6135a9fc
 NOISE = -1
 
 
@@ -34,7 +34,7 @@ def _as_labels(values, name):
                          "For probabilities see `classification_scores`, arguments `threshold` and `pos_label`.")
     return values.astype(np.int64) if values.dtype.kind in "fcb" else values
 
-
+# %% ../nbs/01_metrics.ipynb #4974f660
 def _as_clusters(labels):
     "Cluster labels: integers from 0 on, -1 for noise."
     labels = _as_labels(labels, "labels")
@@ -250,7 +250,7 @@ def _separable(codes):
     "At least two clusters, and fewer than points."
     return 2 <= len(np.unique(codes)) < len(codes)
 
-# %% ../nbs/01_metrics.ipynb #eb5db7b9
+# %% ../nbs/01_metrics.ipynb #f6c796aa
 def _external_scores(y, labels):
     "The scores of a partition against classes; NaN when no point is left to score."
     if len(y) == 0:
@@ -267,7 +267,7 @@ def _external_scores(y, labels):
             "ami": float(skm.adjusted_mutual_info_score(codes, labels)),
             "ari": float(skm.adjusted_rand_score(codes, labels))}
 
-
+# %% ../nbs/01_metrics.ipynb #661d2be9
 def clustering_scores(y_true, labels, X=None, noise="own"):
     """Score a partition against known classes, and with `X` also by its geometry.
 
@@ -318,7 +318,7 @@ def clustering_scores(y_true, labels, X=None, noise="own"):
         scores |= internal_scores(X[keep], labels) if len(y) else nothing
     return scores
 
-# %% ../nbs/01_metrics.ipynb #6b116e75
+# %% ../nbs/01_metrics.ipynb #bf6840a6
 def _table_scores(tables, noisy):
     """Scores of many tables (m, clusters, classes) that share their margins; `noisy`: is row 0 noise?
 
@@ -343,7 +343,7 @@ def _ratio(above, below):
     "above / below, and 1 where both partitions are trivial (as scikit-learn has it)."
     return np.where(abs(below) < 1e-12, 1.0, above / (below if abs(below) >= 1e-12 else 1.0))
 
-
+# %% ../nbs/01_metrics.ipynb #399c839f
 def permutation_baseline(y_true, labels, n=1000, random_state=0, noise="own"):
     """What the scores of a partition would be if classes were dealt out at random.
 
@@ -378,14 +378,17 @@ def permutation_baseline(y_true, labels, n=1000, random_state=0, noise="own"):
         names = ["accuracy", "balanced_accuracy", "purity", "nmi", "ami", "ari"]
         return pd.DataFrame(np.nan, index=names, columns=["observed", "mean", "sd", "p95", "p_value"])
     clusters, _, counts = _counts(y[keep], labels[keep])
-    drawn = random_table(counts.sum(axis=1), counts.sum(axis=0)).rvs(int(n), random_state=random_state)
+    if min(counts.shape) == 1:                  # the margins leave a single table (and SciPy 1.17 draws a wrong one)
+        drawn = np.repeat(counts[None], int(n), axis=0)
+    else:
+        drawn = random_table(counts.sum(axis=1), counts.sum(axis=0)).rvs(int(n), random_state=random_state)
     observed = _table_scores(counts[None], clusters[0] == NOISE).iloc[0]
     shuffled = _table_scores(drawn, clusters[0] == NOISE)
     at_least = (shuffled >= observed - 1e-12).sum()
     return pd.DataFrame({"observed": observed, "mean": shuffled.mean(), "sd": shuffled.std(),
                          "p95": shuffled.quantile(0.95), "p_value": (1 + at_least) / (1 + n)})
 
-# %% ../nbs/01_metrics.ipynb #84fa6c95
+# %% ../nbs/01_metrics.ipynb #d32a0d75
 def _codes(values, classes, name):
     "Position of each value in `classes`."
     position = {c: i for i, c in enumerate(classes)}
@@ -399,7 +402,8 @@ def _codes(values, classes, name):
 def _class_list(y, predicted, columns, classes):
     "The classes in the order of the columns of a score table."
     if classes is None:
-        classes = _encode(y)[0] if predicted is None else _encode(np.concatenate([y, predicted]))[0]
+        seen = y if predicted is None else np.concatenate([y.astype(object), predicted.astype(object)])
+        classes = _encode(seen, "y_true with the predictions")[0]
         if columns and columns != len(classes):
             raise ValueError(f"the scores have {columns} columns, but y_true holds the classes {classes.tolist()}: "
                              "name the class of each column in `classes`.")
@@ -408,7 +412,7 @@ def _class_list(y, predicted, columns, classes):
         raise ValueError(f"classes={classes} must name each of the {columns or len(classes)} classes once.")
     return classes
 
-
+# %% ../nbs/01_metrics.ipynb #4569fadc
 def _read_scores(values, threshold, pos_label, classes):
     "A table (n, C) of scores and the predicted columns, from what the caller gave; both None for labels."
     if values.dtype.kind not in "fiub" or not np.isfinite(values).all():
@@ -422,7 +426,7 @@ def _read_scores(values, threshold, pos_label, classes):
     signs = np.where(np.arange(2) == positive, 1.0, -1.0)
     return np.outer(values, signs), np.where(values >= threshold, positive, 1 - positive)
 
-# %% ../nbs/01_metrics.ipynb #8368744b
+# %% ../nbs/01_metrics.ipynb #9f3f3eaa
 def _auc(codes, table):
     "Area under the ROC curve; more than two classes: mean of one against the rest; NaN if a class is missing."
     n_classes = table.shape[1]
@@ -432,7 +436,7 @@ def _auc(codes, table):
         return float(skm.roc_auc_score(codes, table[:, 1] - table[:, 0]))
     return float(np.mean([skm.roc_auc_score(codes == c, table[:, c]) for c in range(n_classes)]))
 
-
+# %% ../nbs/01_metrics.ipynb #4eedbc32
 def classification_scores(y_true, proba_or_pred, pos_label=None, classes=None, threshold=None, average="macro"):
     """Score a classifier's answers.
 
@@ -482,21 +486,21 @@ def classification_scores(y_true, proba_or_pred, pos_label=None, classes=None, t
     return _decision_scores(codes, guess, None if pos_label is None else classes.index(pos_label), average) | {
         "auc": np.nan if table is None else _auc(codes, table)}
 
-
+# %% ../nbs/01_metrics.ipynb #6ae8ec3b
 def _decision_scores(codes, guess, positive, average):
     "The scores that depend on the decisions alone; `positive` is a code or None."
     recalls = [np.mean(guess[codes == c] == c) for c in np.unique(codes)]
     is_positive = codes == positive
     only = {"labels": [positive], "average": "macro"} if average == "binary" else {"average": average}
-    share = lambda hits: float(hits.mean()) if positive is not None and len(hits) else np.nan
+    found, left_alone = guess[is_positive] == positive, guess[~is_positive] != positive
     return {"accuracy": float(np.mean(codes == guess)),
             "majority_share": float(np.bincount(codes).max() / len(codes)),
             "balanced_accuracy": float(np.mean(recalls)),
             "f1": float(skm.f1_score(codes, guess, zero_division=np.nan, **only)),
-            "sensitivity": share(guess[is_positive] == positive),
-            "specificity": share(guess[~is_positive] != positive)}
+            "sensitivity": float(found.mean()) if positive is not None and len(found) else np.nan,
+            "specificity": float(left_alone.mean()) if positive is not None and len(left_alone) else np.nan}
 
-# %% ../nbs/01_metrics.ipynb #74cdffe2
+# %% ../nbs/01_metrics.ipynb #17d2f82b
 def bootstrap_interval(score, *arrays, groups=None, n=1000, level=0.95, random_state=0):
     """Percentile bootstrap interval of a score; with `groups`, whole groups are drawn.
 
@@ -550,7 +554,7 @@ def bootstrap_interval(score, *arrays, groups=None, n=1000, level=0.95, random_s
     low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
-
+# %% ../nbs/01_metrics.ipynb #78a0b7d6
 def _members(groups):
     "The rows of each group."
     codes = _encode(groups, "groups")[1]

@@ -199,7 +199,7 @@ def plot_embedding(Z2, labels, class_names=None, ax=None, title=None, legend=Tru
         _legend(ax, 2.4, title=None if drawn.all() else f"{drawn.sum()} of {len(drawn)} points drawn")
     return ax
 
-# %% ../nbs/03_plots.ipynb #cf4b1ef1
+# %% ../nbs/03_plots.ipynb #27606a1c
 def _embedding_input(Z, random_state, max_points):
     "Z as finite float32 (n, d), and the sorted rows to use."
     Z = np.asarray(Z)
@@ -213,8 +213,10 @@ def _embedding_input(Z, random_state, max_points):
         rows = np.sort(np.random.default_rng(random_state).choice(n, int(max_points), replace=False))
     if n < 4:
         raise ValueError(f"Z has {n} rows; t-SNE needs at least 4 points")
-    with np.errstate(over="ignore"):
-        Z = Z[rows].astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        Z = Z[rows].astype(np.float64)
+        # Centred before it is rounded: distances stay what they are, and float32 keeps their digits.
+        Z = (Z - Z.mean(axis=0)).astype(np.float32) if np.isfinite(Z).all() else Z
     if not np.isfinite(Z).all():
         bad = rows[~np.isfinite(Z).all(axis=1)]
         raise ValueError(f"Z holds NaN or infinite values (or too large for float32) in {len(bad)} rows, the first is row {bad[0]}")
@@ -222,7 +224,7 @@ def _embedding_input(Z, random_state, max_points):
         raise ValueError("all rows of Z are the same: there is nothing to lay out (has the embedding collapsed?)")
     return Z, rows
 
-# %% ../nbs/03_plots.ipynb #7e93bdf2
+# %% ../nbs/03_plots.ipynb #f7c8b2b0
 def tsne(Z, perplexity=30, random_state=0, max_points=None):
     """Lay points out in the plane so that near ones stay near (t-SNE).
 
@@ -238,7 +240,9 @@ def tsne(Z, perplexity=30, random_state=0, max_points=None):
         Effective number of neighbours of a point, at least 1. It is lowered, with a warning, to
         (n - 1) / 3 where n is smaller than 3 perplexity + 1, because t-SNE looks at 3 perplexity neighbours.
     random_state : int
-        Seed of the layout, and of the choice of points where `max_points` applies.
+        Seed of the choice of points where `max_points` applies, and of the start where Z has hundreds of
+        columns (scikit-learn then finds the principal components by a randomised method). For a narrow Z all
+        seeds give one picture, so that their agreement proves nothing.
     max_points : int, optional
         Lay out only so many rows, chosen at random. The others are NaN in the result, so that it
         keeps its rows beside the labels; `plot_embedding` leaves them out and says so.
@@ -262,8 +266,6 @@ def tsne(Z, perplexity=30, random_state=0, max_points=None):
         perplexity = most
     if Z.shape[1] == 1:  # the start needs two principal components; a column of zeros moves no point
         Z = np.hstack([Z, np.zeros_like(Z)])
-    # Centred in double precision: distances do not change, and float32 keeps their digits.
-    Z = (Z - Z.mean(axis=0, dtype=np.float64)).astype(np.float32)
     Z2 = np.full((given, 2), np.nan, dtype=np.float32)
     with threadpool_limits(1):
         Z2[rows] = TSNE(2, perplexity=perplexity, init="pca", random_state=random_state, n_jobs=1).fit_transform(Z)
@@ -558,11 +560,11 @@ def plot_images_by_cluster(images, labels, n_per_cluster=8, distance=None, ax=No
     ax.set(xlabel=f"{n} images a cluster, {order}", ylabel="cluster, number of images")
     return ax
 
-# %% ../nbs/03_plots.ipynb #6fb32b13
+# %% ../nbs/03_plots.ipynb #d81003fb
 def plot_reconstructions(X, X_hat, ax=None, n=8, random_state=0):
     """Images above, their reconstructions below, and the mean squared error of each.
 
-    Both rows share one grey scale. As in the estimators, uint8 is divided by 255 and floats are
+    Both rows share one grey scale, 0 to 1 or the wider range of the images. As in the estimators, uint8 is divided by 255 and floats are
     left as they are.
 
     Parameters
@@ -596,7 +598,7 @@ def plot_reconstructions(X, X_hat, ax=None, n=8, random_state=0):
     pair = [a[chosen] / 255 if a.dtype == np.uint8 else a[chosen].astype(float) for a in (X, X_hat)]
     errors = ((pair[0] - pair[1]) ** 2).reshape(len(chosen), -1).mean(axis=1)
     (h, w), gap = X.shape[1:3], max(1, X.shape[2] // 14)
-    # Pixels outside [0, 1] are rare and faint; a common black and white shows them as such.
+    # The images set black and white; a reconstruction that goes beyond is shown as black or white.
     low, high = min(0.0, pair[0].min()), max(1.0, pair[0].max())
     ax = _axes(ax, (1.2 + 0.85 * len(chosen), 2.5))
     _draw_montage(ax, _montage(np.concatenate(pair), len(chosen), gap, vmin=low, vmax=high))

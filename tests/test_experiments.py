@@ -1,5 +1,6 @@
 """Records: what they hold, when they are skipped or stale, and that tables equal what the records say."""
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -174,6 +175,25 @@ def test_score_table_by_hand():
     assert stop.loc["B"].tolist() == ["1", "0.900", "0.700"] and stop.loc["A", "accuracy"] == "0.400"
     with pytest.raises(ValueError, match="no records"):
         score_table(frame().iloc[:0])
+
+
+def test_comparison_table_has_the_papers_order_and_figures():
+    records = pd.concat([frame().assign(balanced_accuracy=0.5, ari=0.0, smallest_share=0.5)])
+    table = experiments.comparison_table(records, {"A": 41.0, "none": 1.0, "B": 62.05})
+    assert table.index.tolist() == ["A", "B"] and table["accuracy in the paper"].tolist() == ["0.410", "0.621"]
+    assert table.loc["B", "accuracy at the stop rule"] == "0.900" and table.loc["B", "accuracy"] == "0.600 ± 0.100"
+
+
+def test_tables_of_readme_and_notebook_are_those_of_the_records():
+    root = results_folder().parent
+    printed = paper_table("idec-table2").set_index("method")["acc_percent"].to_dict()
+    table = experiments.comparison_table(read_records(data="breastmnist"), printed)
+    assert table.index.tolist() == list(printed) and (table["seeds"] == "10").all()
+    assert markdown_table(table) in (root / "README.md").read_text("utf-8"), "README.md: run `make notebooks NAMES=index` and `make sync`"
+    notebook = json.loads((root / "nbs" / "30_idec.ipynb").read_text("utf-8"))
+    outputs = ["".join(o["data"]["text/html"]) for c in notebook["cells"] for o in c.get("outputs", []) if "text/html" in o.get("data", {})]
+    shown = [set(re.findall(r"<td>(.*?)</td>", text)) for text in outputs]
+    assert any(set(table["accuracy"]) | set(table["nmi"]) <= values for values in shown), "30_idec: run the notebook again"
 
 
 def test_markdown_table():
