@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CONVENTIONS', 'VARIANTS', 'QUICK', 'PAPER', 'Autoencoder', 'reconstruction_loss', 'cluster_assignment',
            'target_distribution', 'cluster_loss', 'neighbour_graph', 'graph_loss', 'batch_edges', 'ClusterCentres',
-           'IDEC', 'draw_epoch']
+           'IDEC']
 
 # %% ../nbs/30_idec.ipynb #d6ef118a
 import numpy as np
@@ -515,16 +515,3 @@ class IDEC(_Settings, _Data, _Steps, _Pretraining, _Targets, _StopRule, _Cluster
         tags.input_tags.three_d_array = True
         tags.transformer_tags.preserves_dtype = []
         return tags
-
-# %% ../nbs/30_idec.ipynb #bdaf8a7d
-def draw_epoch(snapshots, label_path, epoch, axes):
-    "The embedding after an epoch of phase 2, in the two main directions of the last epoch, and the cluster sizes."
-    mean = snapshots[-1].mean(0)
-    directions = np.linalg.svd(snapshots[-1] - mean, full_matrices=False)[2][:2]
-    k = int(label_path.max()) + 1
-    names = [f"cluster {j}" for j in range(k)]
-    plot_embedding((snapshots[epoch] - mean) @ directions.T, label_path[epoch], names, ax=axes[0], title=f"epoch {epoch}")
-    sizes = np.bincount(label_path[epoch], minlength=k)
-    axes[1].bar(names, sizes, color=PALETTE[:k], edgecolor="black")
-    axes[1].bar_label(axes[1].containers[0])
-    axes[1].set(ylabel="images", ylim=(0, len(label_path[epoch]) * 1.08))

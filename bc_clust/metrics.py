@@ -183,7 +183,7 @@ def _as_matrix(X, n):
         raise ValueError("X holds NaN or infinite values: remove or fill these rows first.")
     return X
 
-# %% ../nbs/01_metrics.ipynb #7b053dcd
+# %% ../nbs/01_metrics.ipynb #8133227a
 def assign_noise(labels, X):
     """Give each noise point (-1) the cluster whose mean is nearest (Euclidean).
 
@@ -199,12 +199,11 @@ def assign_noise(labels, X):
     int array (n,)
         Labels without noise. If every point is noise there is no mean to go to, and all stay -1.
     """
-    labels = _as_clusters(labels)
+    labels = _as_clusters(labels)                       # a copy: the caller's array stays as it is
     X = _as_matrix(X, len(labels))
     noisy, clusters = labels == NOISE, np.unique(labels[labels != NOISE])
     if len(clusters) and noisy.any():
         means = np.stack([X[labels == c].mean(axis=0) for c in clusters])
-        labels = labels.copy()
         labels[noisy] = clusters[skm.pairwise_distances_argmin(X[noisy], means)]
     return labels
 

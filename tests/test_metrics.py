@@ -406,6 +406,7 @@ def test_threshold_is_inclusive():
     assert scores["sensitivity"] == 1 and scores["specificity"] == 0.5 and scores["auc"] == 7 / 8
 
 
+@pytest.mark.filterwarnings("error")
 def test_missing_classes():
     proba = np.array([[0.9, 0.1], [0.2, 0.8]])
     scores = classification_scores([0, 0], proba, classes=[0, 1], pos_label=1)
