@@ -333,7 +333,7 @@ def _mean_sd(values, digits):
     mean, sd = values.mean(), values.std(ddof=1) if len(values) > 1 else 0.0
     return f"{mean:.{digits}f}" + (f" ± {sd:.{digits}f}" if len(values) > 1 else "")
 
-# %% ../nbs/07_experiments.ipynb #2158a93d
+# %% ../nbs/07_experiments.ipynb #133fe147
 def markdown_table(frame):
     "A DataFrame of str as a Markdown table, index first."
     rows = [[frame.index.name or "", *frame.columns], ["---"] * (1 + frame.shape[1])]
@@ -361,7 +361,7 @@ def comparison_table(records, printed):
     """
     records = in_order(records, printed)
     table = score_table(records)
-    table.insert(1, "accuracy in the paper", [f"{printed[label] / 100:.3f}" for label in table.index])
+    table.insert(1, "accuracy in the paper", [f"{printed[label] / 100:.4f}" for label in table.index])
     table.insert(3, "accuracy at the stop rule", score_table(records, "stop")["accuracy"])
     return table
 

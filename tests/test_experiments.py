@@ -180,7 +180,7 @@ def test_score_table_by_hand():
 def test_comparison_table_has_the_papers_order_and_figures():
     records = pd.concat([frame().assign(balanced_accuracy=0.5, ari=0.0, smallest_share=0.5)])
     table = experiments.comparison_table(records, {"A": 41.0, "none": 1.0, "B": 62.05})
-    assert table.index.tolist() == ["A", "B"] and table["accuracy in the paper"].tolist() == ["0.410", "0.621"]
+    assert table.index.tolist() == ["A", "B"] and table["accuracy in the paper"].tolist() == ["0.4100", "0.6205"]
     assert table.loc["B", "accuracy at the stop rule"] == "0.900" and table.loc["B", "accuracy"] == "0.600 ± 0.100"
 
 
