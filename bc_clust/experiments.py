@@ -380,7 +380,7 @@ def paper_table(name, results=None):
                                 "come with a checkout of the repository.")
     return pd.read_csv(file)
 
-# %% ../nbs/07_experiments.ipynb #1cde9203
+# %% ../nbs/07_experiments.ipynb #068a028e
 STYLE = ("body{font-family:system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;line-height:1.5;color:#222}"
          "table{border-collapse:collapse;margin:1rem 0;font-size:.9rem}td,th{border:1px solid #bbb;padding:.3rem .6rem;"
          "text-align:right}th{background:#eee}td:first-child,th:first-child{text-align:left}"
@@ -399,7 +399,7 @@ def write_report(path, title, parts):
     body = []
     for part in parts:
         if isinstance(part, pd.DataFrame):
-            body.append(part.to_html(border=0))
+            body.append(part.rename(columns=lambda c: str(c).replace("_", " ")).rename_axis(None).to_html(border=0))
         else:
             body.append(part if part.startswith("<") else f"<p>{html.escape(part)}</p>")
     text = (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'

@@ -19,14 +19,16 @@ from threadpoolctl import threadpool_limits
 from .data import grouped_folds
 from .metrics import _as_labels, _as_matrix, _check_lengths, _encode, classification_scores
 
-# %% ../nbs/06_probes.ipynb #9a62b73c
+# %% ../nbs/06_probes.ipynb #5df0149b
 def _probe(build, Z, y, groups, n_splits, n_repeats, random_state, pos_label):
     "Fit `build(codes, groups)` on each training part, score on its test part; a row a fold."
     y = _as_labels(y, "y")
-    Z = _as_matrix(Z, len(y)) / (255 if np.asarray(Z).dtype == np.uint8 else 1)
+    Z = _as_matrix(Z, len(y))             # neither probe minds whether pixels run to 255 or to 1
     groups = np.arange(len(y)) if groups is None else _as_labels(groups, "groups")
     _check_lengths(y=y, groups=groups)
     classes, codes = _encode(y, "y")
+    if len(classes) < 2:
+        raise ValueError(f"y holds one class only, {classes[0]!r}: a probe needs at least two.")
     if pos_label is not None and pos_label not in classes.tolist():
         raise ValueError(f"pos_label={pos_label!r} is not among the classes {classes.tolist()} of y.")
     positive = None if pos_label is None else classes.tolist().index(pos_label)
@@ -39,14 +41,14 @@ def _probe(build, Z, y, groups, n_splits, n_repeats, random_state, pos_label):
             rows.append({"repeat": i // n_splits, "fold": i % n_splits, "n_train": len(train), "n_test": len(test)} | chosen | scores)
     return pd.DataFrame(rows)
 
-# %% ../nbs/06_probes.ipynb #609ab57a
+# %% ../nbs/06_probes.ipynb #f4c632ce
 def linear_probe(Z, y, groups=None, n_splits=5, n_repeats=1, random_state=0, C=1.0, class_weight=None, pos_label=None):
     """Held-out scores of logistic regression on standardised features, one row a fold.
 
     Parameters
     ----------
     Z : array (n, ...)
-        Embedding, features or images (flattened; uint8 is divided by 255).
+        Embedding, features or images (flattened).
     y : array (n,)
         Classes, of any kind.
     groups : array (n,), optional
@@ -85,14 +87,14 @@ def linear_probe(Z, y, groups=None, n_splits=5, n_repeats=1, random_state=0, C=1
 
     return _probe(build, Z, y, groups, n_splits, n_repeats, random_state, pos_label)
 
-# %% ../nbs/06_probes.ipynb #98f75e61
+# %% ../nbs/06_probes.ipynb #b77a8da2
 def knn_probe(Z, y, groups=None, n_splits=5, n_repeats=1, random_state=0, n_neighbors=5, pos_label=None):
     """Held-out scores of k nearest neighbours (Euclidean, equal votes), one row a fold.
 
     Parameters
     ----------
     Z : array (n, ...)
-        Embedding, features or images (flattened; uint8 is divided by 255), used without rescaling.
+        Embedding, features or images (flattened), used without rescaling.
     y : array (n,)
         Classes, of any kind.
     groups, n_splits, n_repeats, random_state, pos_label

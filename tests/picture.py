@@ -33,7 +33,7 @@ def draw():
     Z = safetensors.numpy.load_file(stem.with_name("seed-0.embedding.safetensors"))["embedding"]
     labels = np.load(stem.with_name("seed-0.labels.npz"), allow_pickle=False)["labels"]
     with use_style():
-        fig, axes = plt.subplots(1, 3, figsize=(15, 4.8), width_ratios=[1.15, 1, 1.35], layout="constrained")
+        fig, axes = plt.subplots(1, 3, figsize=(17, 4.6), width_ratios=[1, 0.85, 1.75], layout="constrained")
         plot_images_by_cluster(images.images, labels, n_per_cluster=6, ax=axes[0])
         axes[0].set_title("what falls into one cluster")
         plot_embedding(tsne(Z), images.labels, images.class_names, ax=axes[1], title="the embedding, by true class")

@@ -116,7 +116,7 @@ def test_demo_writes_a_report_and_says_where(tmp_path, monkeypatch):
     assert "simulated" in result.output.lower() or "phantom" in result.output
     assert "report: " in result.output and page.count("<figure") == 6 and page.count("data:image/png") == 6
     assert all(f'alt="{part}' in page for part in ("Two scatter", "One row", "A table", "Two rows", "Curves", "The share"))
-    assert "IDEC + graph" in page and "majority_share" in page
+    assert "IDEC + graph" in page and "majority share" in page
 
 
 def fake_load(load):
