@@ -8,7 +8,7 @@ NEEDS   := settings.ini setup.py constraints.txt
 PIP     := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lab notebooks sync docs clean
+.PHONY: help demo test check lab notebooks picture sync docs clean
 
 help: ## List the commands
 	@echo "usage: make COMMAND   (PYTHON=python3.12 chooses the Python that .venv is made with)"
@@ -29,6 +29,9 @@ lab: .venv/.notebook ## Open the notebooks in JupyterLab
 
 notebooks: .venv/.dev ## Run every notebook in place, keep its outputs, clean it (NAMES="00 30" for some)
 	$(BIN)/python tests/run_notebooks.py $(NAMES)
+
+picture: .venv/.dev ## Draw the picture of the README from the records in results/
+	$(BIN)/python tests/picture.py
 
 sync: .venv/.dev ## Write all that follows from notebooks and settings.ini: bc_clust/, README.md, CITATION.cff
 	$(BIN)/python tests/derive.py

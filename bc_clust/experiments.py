@@ -7,7 +7,7 @@ __all__ = ['SCORES', 'STYLE', 'results_folder', 'settings_of', 'settings_hash', 
            'path_scores', 'run', 'record_folder', 'read_records', 'score_table', 'markdown_table', 'in_order',
            'comparison_table', 'paper_table', 'write_report']
 
-# %% ../nbs/07_experiments.ipynb #cff81699
+# %% ../nbs/07_experiments.ipynb #fc8dc0e0
 import ast
 import hashlib
 import html
@@ -19,6 +19,7 @@ import platform
 import sys
 import time
 from datetime import datetime, timezone
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -59,11 +60,13 @@ def settings_hash(estimator):
     text = json.dumps([type(estimator).__name__, settings_of(estimator)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
-# %% ../nbs/07_experiments.ipynb #38eb475b
+# %% ../nbs/07_experiments.ipynb #f2d37ad9
 def _code_lines(source):
-    "Source without comments of their own, docstrings and blank lines, in a way that no Python version changes."
+    "Source without comments of their own, docstrings, blank lines and `__all__`, the same on every Python version."
     tree, drop = ast.parse(source), set()
     for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "__all__":
+            drop.update(range(node.lineno, node.end_lineno + 1))
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
             drop.update(range(body[0].lineno, body[0].end_lineno + 1))
@@ -71,12 +74,28 @@ def _code_lines(source):
             if number not in drop and line.strip() and not line.lstrip().startswith("#")]
 
 
-def code_digest(estimator):
-    """Twelve hexadecimal digits of the source of the estimator's module and of its base classes' modules.
+def _own_modules(name, found=()):
+    "The module of bc_clust with this name and all modules of bc_clust that it imports."
+    if name in found or not name.startswith("bc_clust.") or name in ("bc_clust.plots", "bc_clust.metrics"):
+        return found
+    module, found = import_module(name), (*found, name)
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            full = f"bc_clust.{node.module}" if node.level else node.module
+            found = _own_modules(full, found)
+    return found
 
-    Modules outside bc_clust count by the version of their package instead, which the record holds anyway.
+
+def code_digest(estimator):
+    """Twelve hexadecimal digits of the source that fits the estimator.
+
+    That is its module, its base classes' and what they import from bc_clust; not `plots`, and not `metrics`, whose
+    scores a test compares with the stored labels. For an estimator from outside bc_clust the digest says nothing:
+    the record names the versions of the libraries.
     """
-    modules = {cls.__module__ for cls in type(estimator).__mro__ if cls.__module__.startswith("bc_clust.")}
+    modules = ()
+    for cls in type(estimator).__mro__:
+        modules = _own_modules(cls.__module__, modules)
     lines = [line for name in sorted(modules) for line in _code_lines(inspect.getsource(sys.modules[name]))]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
 

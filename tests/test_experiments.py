@@ -128,6 +128,12 @@ def test_scikit_learn_estimators_go_through_the_same_door(images, tmp_path):
         run(PCA(2), images, seeds=1, results=tmp_path, say=None)
 
 
+def test_each_estimator_gets_its_input(images):
+    assert experiments._input(IDEC(2), images) is images.images
+    flat = experiments._input(KMeans(2), images)
+    np.testing.assert_allclose(flat, images.images.reshape(90, -1) / 255)
+
+
 @pytest.mark.parametrize("seeds", [0, [], [1, 1]])
 def test_seeds_are_checked(images, tmp_path, seeds):
     with pytest.raises(ValueError, match="at least one seed, each once"):
@@ -149,13 +155,22 @@ def test_settings_hash_ignores_how_to_run_only():
 
 
 def test_code_digest_sees_code_and_not_prose(monkeypatch):
-    source = 'class A:\n    "Doc."\n    # thought\n\n    def f(self):\n        """More\n        doc."""\n        return 1  # kept\n'
+    source = '__all__ = ["A",\n           "b"]\nclass A:\n    "Doc."\n    # thought\n\n    def f(self):\n        """More\n        doc."""\n        return 1  # kept\n'
     assert experiments._code_lines(source) == ["class A:", "    def f(self):", "        return 1  # kept"]
     before = code_digest(IDEC())
     original = experiments.inspect.getsource
     monkeypatch.setattr(experiments.inspect, "getsource", lambda m: "# more prose\n\n" + original(m))
     assert code_digest(IDEC()) == before
     monkeypatch.setattr(experiments.inspect, "getsource", lambda m: original(m) + "\nx = 1\n")
+    assert code_digest(IDEC()) != before
+
+
+def test_code_digest_covers_the_rooms_a_method_builds_on(monkeypatch):
+    assert set(experiments._own_modules("bc_clust.idec")) == {"bc_clust.idec", "bc_clust.training", "bc_clust.augment",
+                                                              "bc_clust.backbones"}
+    before, original = code_digest(IDEC()), experiments.inspect.getsource
+    monkeypatch.setattr(experiments.inspect, "getsource",
+                        lambda m: original(m) + ("\nx = 1\n" if m.__name__ == "bc_clust.backbones" else ""))
     assert code_digest(IDEC()) != before
 
 
@@ -186,7 +201,7 @@ def test_comparison_table_has_the_papers_order_and_figures():
 
 def test_tables_of_readme_and_notebook_are_those_of_the_records():
     root = results_folder().parent
-    printed = paper_table("idec-table2").set_index("method")["acc_percent"].to_dict()
+    printed = paper_table("idec-rows").set_index("method")["acc_percent"].to_dict()
     table = experiments.comparison_table(read_records(data="breastmnist"), printed)
     assert table.index.tolist() == list(printed) and (table["seeds"] == "10").all()
     assert markdown_table(table) in (root / "README.md").read_text("utf-8"), "README.md: run `make notebooks NAMES=index` and `make sync`"

@@ -255,6 +255,19 @@ def test_target_schedule(X, monkeypatch):
     assert counts == {"epoch": 6, "batch": 6, 2: 6 + 8}
 
 
+@pytest.mark.parametrize("interval", ["epoch", "batch", 2])
+def test_clustering_sharpens_the_assignment(X, interval):
+    def certainty(epochs):
+        settings = {**SMALL, **VARIANTS["DEC"], "max_epochs": epochs, "update_interval": interval, "lr": 2e-3}
+        return IDEC(2, **settings).fit(X).predict_proba(X).max(1).mean()
+    assert certainty(20) > certainty(0) + 0.05
+
+
+def test_centres_are_trained(X):
+    first = IDEC(2, **{**SMALL, "max_epochs": 0}).fit(X).cluster_centers_
+    assert np.abs(IDEC(2, **SMALL).fit(X).cluster_centers_ - first).max() > 1e-4
+
+
 def test_stop_rules(X):
     eager = {**SMALL, "tol": 2.0, "max_epochs": 5}  # tol above 1: every epoch counts as quiet
     stopped = IDEC(2, **{**eager, "stop_rule": "label-change"}).fit(X)
