@@ -102,7 +102,7 @@ def _seeds(text):
         raise typer.BadParameter("--seeds: at least one seed is needed")
     return numbers if "," in text else list(range(numbers[0]))
 
-# %% ../nbs/60_cli.ipynb #6146ac85
+# %% ../nbs/60_cli.ipynb #b6ac5386
 @app.command()
 def run(method: Annotated[str, typer.Argument(help="idec or kmeans")],
         data: Annotated[str, typer.Option(help="name of a data set, see `bc_clust data list`")] = "breastmnist",
@@ -132,7 +132,7 @@ def run(method: Annotated[str, typer.Argument(help="idec or kmeans")],
     frame = _records_of(experiments, todo, images, results)
     _echo_tables(experiments, frame[frame["seed"].isin(chosen)])
 
-
+# %% ../nbs/60_cli.ipynb #805b86e6
 def _label(name, label, settings, n_variants):
     if label is not None and n_variants == 1:
         return label

@@ -242,7 +242,7 @@ def _history(estimator, images):
         history = history.join(along.drop(columns="smallest_share"))
     return history.map(lambda v: float(f"{v:.6g}") if isinstance(v, float) else v)
 
-# %% ../nbs/07_experiments.ipynb #4fb926eb
+# %% ../nbs/07_experiments.ipynb #1f2b4dfc
 def run(estimator, images, seeds=5, label=None, results=None, n_jobs=1, threads=1, keep=True, say=print):
     """Fit and score an estimator for several seeds, leaving a record of each.
 
@@ -276,7 +276,7 @@ def run(estimator, images, seeds=5, label=None, results=None, n_jobs=1, threads=
     found.update(zip(todo, joblib.Parallel(n_jobs=n_jobs)(jobs)))
     return [found[s] for s in seeds]
 
-
+# %% ../nbs/07_experiments.ipynb #bf4ca360
 def record_folder(estimator, images, results=None):
     "The folder of the records of this estimator on these images."
     data = _data_of(images)
@@ -298,7 +298,7 @@ def _valid_record(file, code, sha256, label, say):
         return None
     return record
 
-# %% ../nbs/07_experiments.ipynb #2de3e8cd
+# %% ../nbs/07_experiments.ipynb #58904ed0
 def read_records(results=None, method=None, data=None, labels=None):
     """Records as a DataFrame: a row for each seed and reading ("last", "stop", "best_by_labels").
 
@@ -319,7 +319,7 @@ def read_records(results=None, method=None, data=None, labels=None):
                          "code": record["code"], "seconds": record["seconds"], "file": str(file)})
     return pd.DataFrame(rows)
 
-
+# %% ../nbs/07_experiments.ipynb #0f536afc
 SCORES = ("accuracy", "majority_share", "balanced_accuracy", "nmi", "ari", "smallest_share")
 
 
@@ -352,7 +352,7 @@ def _mean_sd(values, digits):
     mean, sd = values.mean(), values.std(ddof=1) if len(values) > 1 else 0.0
     return f"{mean:.{digits}f}" + (f" ± {sd:.{digits}f}" if len(values) > 1 else "")
 
-# %% ../nbs/07_experiments.ipynb #133fe147
+# %% ../nbs/07_experiments.ipynb #1b4c1174
 def markdown_table(frame):
     "A DataFrame of str as a Markdown table, index first."
     rows = [[frame.index.name or "", *frame.columns], ["---"] * (1 + frame.shape[1])]
@@ -384,7 +384,7 @@ def comparison_table(records, printed):
     table.insert(3, "accuracy at the stop rule", score_table(records, "stop")["accuracy"])
     return table
 
-
+# %% ../nbs/07_experiments.ipynb #d643e3af
 def paper_table(name, results=None):
     """A table of a paper as printed: results/papers/<name>.csv.
 

@@ -481,7 +481,7 @@ def save(estimator, path, half=False):
         raise TypeError(f"{type(estimator).__name__} holds something that cannot be saved as JSON: {e}") from e
     write_atomic(path, safetensors.torch.save(tensors, metadata={"bc_clust": text}))
 
-# %% ../nbs/02_training.ipynb #cdf0df80
+# %% ../nbs/02_training.ipynb #7bde7693
 def _read_model(path):
     try:
         with safetensors.safe_open(path, framework="pt") as f:
@@ -492,7 +492,7 @@ def _read_model(path):
     except (safetensors.SafetensorError, KeyError, ValueError) as e:
         raise CheckpointError(f"{path} is not a model that bc_clust saved, or it is damaged ({e}).") from e
 
-
+# %% ../nbs/02_training.ipynb #8ffc0868
 def load_estimator(path):
     """Read what `save` wrote. No code from the file is run.
 
