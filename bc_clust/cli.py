@@ -102,7 +102,7 @@ def _seeds(text):
         raise typer.BadParameter("--seeds: at least one seed is needed")
     return numbers if "," in text else list(range(numbers[0]))
 
-# %% ../nbs/60_cli.ipynb #b6ac5386
+# %% ../nbs/60_cli.ipynb #2608d89d
 @app.command()
 def run(method: Annotated[str, typer.Argument(help="idec or kmeans")],
         data: Annotated[str, typer.Option(help="name of a data set, see `bc_clust data list`")] = "breastmnist",
@@ -128,7 +128,7 @@ def run(method: Annotated[str, typer.Argument(help="idec or kmeans")],
         if hasattr(estimator, "device"):
             estimator.set_params(device=device)
         experiments.run(estimator, images, chosen, label=_label(name, label, set_, len(todo)), results=results,
-                        n_jobs=jobs, threads=threads, keep=keep, say=typer.echo)
+                        n_jobs=jobs, threads=threads, keep=keep, say=typer.echo, progress=True)
     frame = _records_of(experiments, todo, images, results)
     _echo_tables(experiments, frame[frame["seed"].isin(chosen)])
 
@@ -216,7 +216,7 @@ def data_check(name: str, size: Annotated[Optional[int], typer.Option(help="pixe
     if images.groups is not None:
         typer.echo(f"groups (images or sets of duplicates): {len(set(images.groups.tolist()))}")
 
-# %% ../nbs/60_cli.ipynb #787a2756
+# %% ../nbs/60_cli.ipynb #e4fe96d1
 @app.command()
 def demo(out: Annotated[Path, typer.Option(help="folder for records and report")] = Path("results/demo"),
          seeds: Annotated[str, typer.Option(help="how many (2) or which (0,3,7)")] = "2",
@@ -230,7 +230,7 @@ def demo(out: Annotated[Path, typer.Option(help="folder for records and report")
         if hasattr(estimator, "device"):
             estimator.set_params(device=device)
         experiments.run(estimator, images, chosen, label=name, results=out / "records", say=typer.echo,
-                        n_jobs=min(len(chosen), os.cpu_count() or 1))
+                        n_jobs=min(len(chosen), os.cpu_count() or 1), progress=True)
     frame = _records_of(experiments, todo, images, out / "records")
     table = experiments.score_table(frame[frame["seed"].isin(chosen)])
     typer.echo(f"\n{table.to_string()}\n")

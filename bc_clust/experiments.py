@@ -23,7 +23,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-# %% ../nbs/07_experiments.ipynb #a126e7b6
+# %% ../nbs/07_experiments.ipynb #9eb342aa
 import joblib
 import numpy as np
 import pandas as pd
@@ -31,6 +31,7 @@ import safetensors.numpy
 import torch
 from sklearn.base import clone
 from threadpoolctl import threadpool_limits
+from tqdm.auto import tqdm
 
 # %% ../nbs/07_experiments.ipynb #f9438d69
 from .metrics import cluster_sizes, clustering_scores
@@ -242,8 +243,9 @@ def _history(estimator, images):
         history = history.join(along.drop(columns="smallest_share"))
     return history.map(lambda v: float(f"{v:.6g}") if isinstance(v, float) else v)
 
-# %% ../nbs/07_experiments.ipynb #1f2b4dfc
-def run(estimator, images, seeds=5, label=None, results=None, n_jobs=1, threads=1, keep=True, say=print):
+# %% ../nbs/07_experiments.ipynb #d3305cde
+def run(estimator, images, seeds=5, label=None, results=None, n_jobs=1, threads=1, keep=True, say=print,
+        progress=False):
     """Fit and score an estimator for several seeds, leaving a record of each.
 
     Parameters
@@ -257,6 +259,7 @@ def run(estimator, images, seeds=5, label=None, results=None, n_jobs=1, threads=
     threads : int, torch threads a seed; part of the record, for it changes the last bits
     keep : bool, store embedding and model of the first seed
     say : callable for one-line messages, or None
+    progress : bool, show a bar over the seeds
 
     Returns
     -------
@@ -273,7 +276,9 @@ def run(estimator, images, seeds=5, label=None, results=None, n_jobs=1, threads=
     if say:
         say(f"{label}: {len(seeds) - len(todo)} of {len(seeds)} seeds are there, {len(todo)} to run")
     jobs = (joblib.delayed(_run_one)(estimator, images, s, folder, label, threads, keep and s == seeds[0]) for s in todo)
-    found.update(zip(todo, joblib.Parallel(n_jobs=n_jobs)(jobs)))
+    done = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(jobs)
+    bar = tqdm(done, desc=label, total=len(todo), unit="seed", disable=not (progress and todo))
+    found.update((seed, record) for record, seed in zip(bar, todo))
     return [found[s] for s in seeds]
 
 # %% ../nbs/07_experiments.ipynb #bf4ca360

@@ -104,6 +104,13 @@ def test_valid_records_are_skipped_and_stale_ones_run_again(images, tmp_path, mo
     assert go(1) == []
 
 
+def test_progress_bar_only_when_asked(images, tmp_path, capsys):
+    run(KMeans(2, n_init=1), images, seeds=2, label="quiet", results=tmp_path, say=None)
+    assert capsys.readouterr().err == ""
+    run(KMeans(2, n_init=1), images, seeds=4, label="loud", results=tmp_path, say=None, progress=True)
+    assert "loud" in (shown := capsys.readouterr().err) and "2/2" in shown
+
+
 def test_an_interrupted_run_leaves_no_record(images, tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "_write_arrays", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
