@@ -306,7 +306,7 @@ def duplicate_groups(images, threshold=0.95, confirmed=0.90, max_bits=8, near_li
     graph = coo_array((np.ones(len(pairs)), (pairs.i, pairs.j)), shape=(len(images),) * 2)
     return pd.factorize(connected_components(graph, directed=False)[1])[0].astype(np.int64)
 
-# %% ../nbs/00_data.ipynb #8e86c29e
+# %% ../nbs/00_data.ipynb #5188935e
 def grouped_folds(labels, groups=None, n_splits=5, n_repeats=1, random_state=0):
     """Stratified folds that keep groups together, repeated.
 
@@ -336,9 +336,13 @@ def grouped_folds(labels, groups=None, n_splits=5, n_repeats=1, random_state=0):
     folds = []
     for repeat in range(n_repeats):
         seed = np.random.SeedSequence([random_state, repeat]).generate_state(1)[0]
-        kind = StratifiedKFold if groups is None else StratifiedGroupKFold
-        splitter = kind(n_splits, shuffle=True, random_state=int(seed))
-        folds += splitter.split(np.zeros(len(labels)), labels, groups)
+        if groups is None:
+            folds += StratifiedKFold(n_splits, shuffle=True, random_state=int(seed)).split(labels, labels)
+            continue
+        # The groups are shuffled here: scikit-learn before 1.8 loses the stratification when it shuffles them itself.
+        names, codes = np.unique(groups, return_inverse=True)
+        shuffled = np.random.default_rng(seed).permutation(len(names))[codes]
+        folds += StratifiedGroupKFold(n_splits).split(labels, labels, shuffled)
     for number, (_, test) in enumerate(folds):
         missing = np.setdiff1d(labels, labels[test])
         if len(missing):

@@ -247,7 +247,7 @@ def test_folds_error_for_a_missing_class_is_raised(monkeypatch):
         def __init__(self, *args, **kwargs):
             pass
 
-        def split(self, X, y, groups):
+        def split(self, X, y, groups=None):
             return [(np.arange(5), np.arange(5, 10)), (np.arange(5, 10), np.arange(5))]
     monkeypatch.setattr(data, "StratifiedKFold", Unlucky)
     with pytest.raises(ValueError, match="test fold 0 has no image of class 0"):
