@@ -11,6 +11,7 @@ import ast
 import difflib
 import os
 import sys
+import tempfile
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, List, Optional
@@ -22,7 +23,7 @@ import typer
 METHODS = {"kmeans": ("sklearn.cluster", "KMeans"), "idec": ("bc_clust.idec", "IDEC")}
 
 
-def variants(method, n_clusters, profile="quick", variant=None, settings=()):
+def variants(method, n_clusters, profile="quick", variant=None, settings=(), study=None):
     """The estimators that `bc_clust run METHOD` fits, by their names in tables.
 
     Parameters
@@ -31,6 +32,7 @@ def variants(method, n_clusters, profile="quick", variant=None, settings=()):
     n_clusters : int
     profile : "quick" or "paper"
     variant : only this one, or None for all
+    study : a key of the module's `STUDIES`, which holds other variants, or "all" for those of every study
     settings : list of "name=value"; what makes a variant what it is wins over them, unless that variant was named
     """
     if method not in METHODS:
@@ -43,13 +45,25 @@ def variants(method, n_clusters, profile="quick", variant=None, settings=()):
         profiled, named = {"n_init": 20}, {"k-means": {}}
     else:
         profiled = getattr(import_module(module), profile.upper())
-        named = getattr(import_module(module), "VARIANTS", {name: {}})
+        named = _named(import_module(module), study, name)
     if variant is not None and variant not in named:
         raise typer.BadParameter(f"unknown variant {variant!r}{_near(variant, named)}; variants: {', '.join(named)}")
     chosen = parse_settings(settings, cls().get_params(deep=False))
     if variant is not None:
         return {variant: cls(n_clusters).set_params(**{**profiled, **named[variant], **chosen})}
     return {label: cls(n_clusters).set_params(**{**profiled, **chosen, **own}) for label, own in named.items()}
+
+
+def _named(module, study, name):
+    "The variants of a study, or, without one, of the method."
+    if study is None:
+        return getattr(module, "VARIANTS", {name: {}})
+    studies = getattr(module, "STUDIES", {})
+    if study == "all":
+        return {label: settings for rows in studies.values() for label, settings in rows.items()}
+    if study not in studies:
+        raise typer.BadParameter(f"unknown study {study!r}{_near(study, studies)}; studies: {', '.join([*studies, 'all'])}")
+    return studies[study]
 
 
 def _near(word, words):
@@ -111,24 +125,31 @@ def run(method: Annotated[str, typer.Argument(help="idec or kmeans")],
         seeds: Annotated[str, typer.Option(help="how many (10) or which (0,3,7)")] = "5",
         profile: Annotated[str, typer.Option(help="quick or paper")] = "quick",
         variant: Annotated[Optional[str], typer.Option(help="one variant only, e.g. 'IDEC + graph'")] = None,
+        study: Annotated[Optional[str], typer.Option(help="the variants of a study, e.g. graph-weight, or all")] = None,
         device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps")] = "auto",
         set_: Annotated[List[str], typer.Option("--set", help="name=value, may be repeated")] = [],
         label: Annotated[Optional[str], typer.Option(help="row name in tables, with --variant or --set")] = None,
         jobs: Annotated[int, typer.Option(help="seeds at a time")] = 1,
         threads: Annotated[int, typer.Option(help="torch threads a seed")] = 1,
         keep: Annotated[bool, typer.Option(help="store embedding and model of the first seed")] = True,
+        pretrained: Annotated[Optional[Path], typer.Option(help="folder that keeps phase 1 for later commands; without "
+                                                                "it, it is shared within this command")] = None,
         results: Annotated[Optional[Path], typer.Option(help="folder of the records")] = None):
     "Fit a method for several seeds, leave records, print the table."
     experiments, chosen = import_module("bc_clust.experiments"), _seeds(seeds)
-    variants(method, 2, profile, variant, set_)  # a wrong name fails before data are loaded
-    images = import_module("bc_clust.data").load(data, task=task, size=size)
+    variants(method, 2, profile, variant, set_, study)  # a wrong name fails before data are loaded
+    data_room = import_module("bc_clust.data")
+    images = data_room.load(data, task=task, size=size)
+    if images.images.ndim == 2:
+        images = data_room.standardised(images)
     typer.echo(f"{images}")
-    todo = variants(method, len(images.class_names), profile, variant, set_)
-    for name, estimator in todo.items():
-        if hasattr(estimator, "device"):
-            estimator.set_params(device=device)
-        experiments.run(estimator, images, chosen, label=_label(name, label, set_, len(todo)), results=results,
-                        n_jobs=jobs, threads=threads, keep=keep, say=typer.echo, progress=True)
+    todo = variants(method, len(images.class_names), profile, variant, set_, study)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, estimator in todo.items():
+            here = {"device": device, "pretrain_dir": str(pretrained or folder)}
+            estimator.set_params(**{k: v for k, v in here.items() if k in estimator.get_params()})
+            experiments.run(estimator, images, chosen, label=_label(name, label, set_, len(todo)), results=results,
+                            n_jobs=jobs, threads=threads, keep=keep, say=typer.echo, progress=True)
     frame = _records_of(experiments, todo, images, results)
     _echo_tables(experiments, frame[frame["seed"].isin(chosen)])
 
@@ -140,16 +161,15 @@ def _label(name, label, settings, n_variants):
 
 
 def _records_of(experiments, todo, images, results):
-    "The records of these estimators, in their order."
-    order = {experiments.record_folder(e, images, results).name: number for number, e in enumerate(todo.values())}
-    frame = experiments.read_records(results, data=images.name)
-    frame = frame[frame["settings"].isin(order)]
-    return frame.sort_values("settings", key=lambda v: v.map(order), kind="stable")
+    "The records of these estimators on these images, in their order."
+    frame = experiments.study_records(todo, images.name, results)
+    return frame[frame["set"] == experiments.record_folder(next(iter(todo.values())), images, results).parent.name]
 
 
 def _echo_tables(experiments, frame):
     "The table of each reading, and the largest class beside it."
     for reading, title in (("last", "at the last epoch"), ("stop", "where the paper's stop rule fires"),
+                           ("guarded", "where it fires on no cluster below min_share"),
                            ("best_by_labels", "best epoch by labels (peeking, not a result)")):
         if reading in set(frame["reading"]):
             typer.echo(f"\n{title}\n{experiments.score_table(frame, reading).to_string()}")

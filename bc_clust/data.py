@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PHANTOM_CLASSES', 'BUSI_COUNTS', 'BIRADS', 'FIELD_MM', 'AXIAL_MM', 'LATERAL_MM', 'ImageSet', 'constant_images',
            'find_duplicates', 'duplicate_groups', 'grouped_folds', 'DataUnavailableError', 'DataIntegrityError',
-           'data_folders', 'phantom', 'load', 'load_or_phantom', 'list_sets', 'check_file']
+           'data_folders', 'standardised', 'phantom', 'load', 'load_or_phantom', 'list_sets', 'check_file']
 
 # %% ../nbs/00_data.ipynb #ae887e7c
 import dataclasses
@@ -27,8 +27,9 @@ from platformdirs import user_cache_dir
 from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from sklearn.datasets import load_breast_cancer
+from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 
 # %% ../nbs/00_data.ipynb #89d69125
@@ -385,6 +386,8 @@ _CITE_MEDMNIST = ("Yang et al., MedMNIST v2 - A large-scale lightweight benchmar
                   "classification, Scientific Data 10:41 (2023)")
 _CITE_BUSI = "Al-Dhabyani et al., Dataset of breast ultrasound images, Data in Brief 28:104863 (2020)"
 _CITE_WDBC = "Street, Wolberg and Mangasarian, Nuclear feature extraction for breast tumor diagnosis, SPIE 1905 (1993)"
+_CITE_DIGITS = ("Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository (1998), "
+                "doi 10.24432/C50P49")
 _CONNECT_SECONDS = 10   # an answer must have come by then
 _STALL_SECONDS = 30     # and no pause while reading may be longer
 
@@ -613,6 +616,52 @@ def _load_wdbc(task=None, size=None, root=None, download=True):
                     source="scikit-learn breast_cancer, 30 features")
 
 _LOADERS["wdbc"] = _Card(_load_wdbc, "features", (), 2, 569, "CC BY 4.0")
+
+# %% ../nbs/00_data.ipynb #18a03db5
+def standardised(images):
+    """A table of features with each column at mean 0 and standard deviation 1.
+
+    Mean and standard deviation (divisor n) are taken over all rows, in float64, by scikit-learn's `StandardScaler`. For a
+    held-out score put a `StandardScaler` into the pipeline instead, so that the test rows have no part in them.
+
+    Parameters
+    ----------
+    images : ImageSet
+        A table: its `images` are float32 `(n, d)`.
+
+    Returns
+    -------
+    ImageSet
+        `images` float32 `(n, d)`, without units; a constant column becomes 0. `source` ends in ", standardised".
+        All else is kept: `sha256` is that of the table as read, and `metadata` keeps its units.
+
+    Raises
+    ------
+    TypeError
+        Where `images` is no ImageSet.
+    ValueError
+        Where it holds pictures.
+    """
+    if not isinstance(images, ImageSet):
+        raise TypeError(f"standardised takes an ImageSet, got {type(images).__name__}; of an array use StandardScaler itself")
+    if images.images.ndim > 2:
+        raise ValueError(f"standardised takes a table of features, float32 (n, d), such as load(\"wdbc\"); got pictures, "
+                         f"{images.images.dtype} {images.images.shape}, which methods divide by 255 themselves")
+    X = StandardScaler().fit_transform(images.images.astype(np.float64)).astype(np.float32)
+    return dataclasses.replace(images, images=X, source=images.source.removesuffix(", standardised") + ", standardised")
+
+# %% ../nbs/00_data.ipynb #df1c5f3b
+def _load_digits(task=None, size=None, root=None, download=True):
+    """The digits that come with scikit-learn, 0..16 stretched to 0..255; the writers are not recorded, so there are no groups."""
+    task = _check_choice("task", task, ("digit",), "digits")
+    _check_choice("size", size, (None,), "digits")
+    bundled = load_digits()
+    images = np.rint(bundled.images * (255 / 16)).astype(np.uint8)   # undone by rounding images * (16 / 255)
+    return ImageSet(images, bundled.target.astype(np.int64), tuple(map(str, range(10))), name="digits", task=task,
+                    licence="CC BY 4.0", citation=_CITE_DIGITS, sha256=hashlib.sha256(images.tobytes()).hexdigest(),
+                    source="scikit-learn digits, 8x8 pixels (UCI optdigits, test part)")
+
+_LOADERS["digits"] = _Card(_load_digits, "handwriting", (), 10, 1797, "CC BY 4.0")
 
 # %% ../nbs/00_data.ipynb #179679f5
 PHANTOM_CLASSES = ("benign", "malignant", "normal")
@@ -858,11 +907,11 @@ def load(name, task=None, size=None, root=None, download=True, **kwargs):
     Parameters
     ----------
     name : str
-        "phantom", "wdbc", or a 2D set of MedMNIST such as "breastmnist"; `list_sets()` shows all.
+        "phantom", "wdbc", "digits", or a 2D set of MedMNIST such as "breastmnist"; `list_sets()` shows all.
     task : str, optional
         Which question, where a set has several; None takes its first.
     size : int, optional
-        Side in pixels: 28 (default), 64, 128 or 224 for MedMNIST, any for the phantom.
+        Side in pixels: 28 (default), 64, 128 or 224 for MedMNIST, any for the phantom; the others take None only.
     root : path, optional
         The folder to search first.
     download : bool

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCORES', 'STYLE', 'results_folder', 'settings_of', 'settings_hash', 'code_digest', 'environment', 'smallest_share',
-           'path_scores', 'run', 'record_folder', 'read_records', 'score_table', 'markdown_table', 'in_order',
-           'comparison_table', 'paper_table', 'write_report']
+           'path_scores', 'run', 'record_folder', 'read_records', 'study_records', 'score_table', 'markdown_table',
+           'in_order', 'comparison_table', 'paper_table', 'write_report']
 
 # %% ../nbs/07_experiments.ipynb #fc8dc0e0
 import ast
@@ -19,6 +19,7 @@ import platform
 import sys
 import time
 from datetime import datetime, timezone
+from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -63,11 +64,9 @@ def settings_hash(estimator):
 
 # %% ../nbs/07_experiments.ipynb #f2d37ad9
 def _code_lines(source):
-    "Source without comments of their own, docstrings, blank lines and `__all__`, the same on every Python version."
-    tree, drop = ast.parse(source), set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "__all__":
-            drop.update(range(node.lineno, node.end_lineno + 1))
+    "Source without comments of their own, docstrings and blank lines, the same on every Python version."
+    drop = set()
+    for node in ast.walk(ast.parse(source)):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
             drop.update(range(body[0].lineno, body[0].end_lineno + 1))
@@ -75,30 +74,55 @@ def _code_lines(source):
             if number not in drop and line.strip() and not line.lstrip().startswith("#")]
 
 
-def _own_modules(name, found=()):
-    "The module of bc_clust with this name and all modules of bc_clust that it imports."
-    if name in found or not name.startswith("bc_clust.") or name in ("bc_clust.plots", "bc_clust.metrics"):
-        return found
-    module, found = import_module(name), (*found, name)
-    for node in ast.walk(ast.parse(inspect.getsource(module))):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            full = f"bc_clust.{node.module}" if node.level else node.module
-            found = _own_modules(full, found)
+def _bound(node):
+    "Names that a statement of a module defines or adds to."
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        return {node.name}
+    targets = getattr(node, "targets", [node.target] if hasattr(node, "target") else [])
+    return {n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)}
+
+
+@lru_cache
+def _definitions(source):
+    "What each name of a module means: its definitions as source, or where it is imported from."
+    found, lines = {}, source.splitlines()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ImportFrom):
+            origin = f"bc_clust.{node.module}" if node.level else node.module
+            found.update({alias.asname or alias.name: (origin, alias.name) for alias in node.names})
+        for name in _bound(node):
+            first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
+            used = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+            found.setdefault(name, []).append(("\n".join(lines[first - 1:node.end_lineno]), used))
     return found
+
+
+def _reach(module, name, seen, parts):
+    "Collect in `parts` the source of every definition in bc_clust that `name` of this module leads to."
+    if (module, name) in seen or not module.startswith("bc_clust."):
+        return
+    seen.add((module, name))
+    meaning = _definitions(inspect.getsource(import_module(module))).get(name, [])
+    if isinstance(meaning, tuple):
+        _reach(*meaning, seen, parts)
+        return
+    for source, used in meaning:
+        parts.add("\n".join(_code_lines(source)))
+        for other in used:
+            _reach(module, other, seen, parts)
 
 
 def code_digest(estimator):
     """Twelve hexadecimal digits of the source that fits the estimator.
 
-    That is its module, its base classes' and what they import from bc_clust; not `plots`, and not `metrics`, whose
-    scores a test compares with the stored labels. For an estimator from outside bc_clust the digest says nothing:
-    the record names the versions of the libraries.
+    That is its class and every class, function and constant of bc_clust that it uses, wherever it stands; a change
+    elsewhere in the same module leaves the digest as it is. For an estimator from outside bc_clust the digest says
+    nothing: the record names the versions of the libraries.
     """
-    modules = ()
+    seen, parts = set(), set()
     for cls in type(estimator).__mro__:
-        modules = _own_modules(cls.__module__, modules)
-    lines = [line for name in sorted(modules) for line in _code_lines(inspect.getsource(sys.modules[name]))]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+        _reach(cls.__module__, cls.__name__, seen, parts)
+    return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()[:12]
 
 # %% ../nbs/07_experiments.ipynb #0660dd86
 def environment(estimator, threads):
@@ -170,6 +194,10 @@ def _score(estimator, images, X):
         stop = getattr(estimator, "stop_epoch_", None)
         at = len(path) - 1 if stop is None else stop + 1
         scores["stop"] = {"epoch": at, "fired": stop is not None, **along.iloc[at].to_dict()}
+        if hasattr(estimator, "guarded_stop_epoch_"):
+            stop = estimator.guarded_stop_epoch_
+            at = len(path) - 1 if stop is None else stop + 1
+            scores["guarded"] = {"epoch": at, "fired": stop is not None, **along.iloc[at].to_dict()}
         best = int(along["accuracy"].idxmax())
         scores["best_by_labels"] = {"epoch": best, **along.iloc[best].to_dict()}
     return scores, Z, labels
@@ -206,7 +234,7 @@ def _run_one(estimator, images, seed, folder, label, threads, keep):
         "format": 1, "label": label, "method": type(estimator).__name__, "seed": seed, "scores": scores,
         "settings": settings_of(estimator), "data": _data_of(images), "code": code_digest(estimator),
         "environment": environment(fresh, threads), "seconds": round(seconds, 1),
-        "peak_memory_mib": _peak_memory(device), "date": datetime.now(timezone.utc).strftime("%Y-%m-%d")}
+        "pretrain_shared": getattr(fresh, "pretrain_shared_", False), "peak_memory_mib": _peak_memory(device), "date": datetime.now(timezone.utc).strftime("%Y-%m-%d")}
     _write_arrays(fresh, images, Z, labels, folder / f"seed-{seed}", keep)
     record = json.loads(json.dumps(record), parse_constant=lambda nan: None)  # JSON has no NaN
     write_atomic(folder / f"seed-{seed}.json", json.dumps(record, indent=1) + "\n")  # last: it says all is there
@@ -270,8 +298,8 @@ def run(estimator, images, seeds=5, label=None, results=None, n_jobs=1, threads=
         raise ValueError(f"seeds={seeds}: give at least one seed, each once.")
     label = label or type(estimator).__name__
     folder = record_folder(estimator, images, results)
-    code, sha = code_digest(estimator), images.sha256
-    found = {s: _valid_record(folder / f"seed-{s}.json", code, sha, label, say or (lambda text: None)) for s in seeds}
+    code, data = code_digest(estimator), _data_of(images)
+    found = {s: _valid_record(folder / f"seed-{s}.json", code, data, label, say or (lambda text: None)) for s in seeds}
     todo = [s for s in seeds if found[s] is None]
     if say:
         say(f"{label}: {len(seeds) - len(todo)} of {len(seeds)} seeds are there, {len(todo)} to run")
@@ -289,13 +317,13 @@ def record_folder(estimator, images, results=None):
     return Path(results or results_folder()) / type(estimator).__name__.lower() / name / settings_hash(estimator)
 
 
-def _valid_record(file, code, sha256, label, say):
+def _valid_record(file, code, data, label, say):
     if not file.exists():
         return None
     try:
         record = json.loads(file.read_text("utf-8"))
         why = [w for w, wrong in (("the method's code changed", record["code"] != code),
-                                  ("the data changed", record["data"]["sha256"] != sha256)) if wrong]
+                                  ("the data changed", record["data"] != data)) if wrong]
     except (ValueError, KeyError, TypeError):
         why = ["it cannot be read"]
     if why:
@@ -305,7 +333,7 @@ def _valid_record(file, code, sha256, label, say):
 
 # %% ../nbs/07_experiments.ipynb #58904ed0
 def read_records(results=None, method=None, data=None, labels=None):
-    """Records as a DataFrame: a row for each seed and reading ("last", "stop", "best_by_labels").
+    """Records as a DataFrame: a row for each seed and reading ("last", "stop", "guarded", "best_by_labels").
 
     Parameters
     ----------
@@ -320,9 +348,29 @@ def read_records(results=None, method=None, data=None, labels=None):
             continue
         for reading, scores in record["scores"].items():
             rows.append({"label": record["label"], "reading": reading, "seed": record["seed"], **scores,
-                         "method": record["method"], "data": record["data"]["name"], "settings": file.parent.name,
+                         "method": record["method"], "data": record["data"]["name"], "set": file.parent.parent.name,
+                         "settings": file.parent.name,
                          "code": record["code"], "seconds": record["seconds"], "file": str(file)})
     return pd.DataFrame(rows)
+
+
+def study_records(estimators, data, results=None):
+    """The records of these estimators, in their order, whatever label they were run under.
+
+    Parameters
+    ----------
+    estimators : dict label -> estimator, as `bc_clust.cli.variants` gives them
+    data : str, name of the image set
+    results : folder; `results_folder()` if None
+
+    Returns
+    -------
+    DataFrame as of `read_records`, with the labels of `estimators`; empty where there are no records
+    """
+    frame = read_records(results, data=data)
+    if frame.empty:
+        return frame
+    return pd.concat([frame[frame["settings"] == settings_hash(e)].assign(label=label) for label, e in estimators.items()])
 
 # %% ../nbs/07_experiments.ipynb #0f536afc
 SCORES = ("accuracy", "majority_share", "balanced_accuracy", "nmi", "ari", "smallest_share")
@@ -334,7 +382,7 @@ def score_table(records, reading="last", scores=SCORES, digits=3):
     Parameters
     ----------
     records : DataFrame of `read_records`
-    reading : "last", "stop" or "best_by_labels"; a label without this reading (k-means has no epochs) shows its "last"
+    reading : "last", "stop", "guarded" or "best_by_labels"; a label without this reading (k-means has no epochs) shows its "last"
 
     Returns
     -------

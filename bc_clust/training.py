@@ -16,8 +16,9 @@ import io
 import json
 import os
 import random
-import tempfile
+import sys
 import time
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, NamedTuple
@@ -185,19 +186,20 @@ def write_atomic(path, data):
     """
     path = Path(path)
     data = data.encode() if isinstance(data, str) else data
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fd, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        f = open(part, "xb")  # not mkstemp, whose files only their owner can read
     except OSError as e:
         raise OSError(f"cannot write {path}: {e.strerror}. Choose a folder that you may write to.") from e
     try:
-        with os.fdopen(fd, "wb") as f:
+        with f:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
         os.replace(part, path)
     except BaseException:
-        Path(part).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
 
 # %% ../nbs/02_training.ipynb #751ee973
@@ -262,7 +264,11 @@ class _Loop:
             phase.start(not resumed)
             if resumed:
                 self._load_live()
+            elif number == 0 and self._take_pretrained():
+                continue
             self._epochs(number, phase, first if resumed else 0, callback)
+            if number == 0:
+                self._leave_pretrained()
         self.history_ = pd.DataFrame(self._rows)
 
     def _epochs(self, number, phase, first, callback):
@@ -322,8 +328,49 @@ class _Resume:
         self._generator.set_state(stored["generator"])
         set_rng_state(stored["rng"])
 
+# %% ../nbs/02_training.ipynb #53345301
+class _Pretrained:
+    "Phase 1 shared between runs that differ only later."
+
+    pretrain_dir = None
+
+    def _pretrain_id(self):
+        "What the end of phase 1 depends on besides seed, data, code and machine: a dict, or None to share nothing."
+        return None
+
+    def _pretrained_file(self):
+        named = self._pretrain_id() if self.pretrain_dir is not None else None
+        if named is None:
+            return None
+        files = sorted({sys.modules[c.__module__].__file__ for c in type(self).__mro__ if c.__module__.startswith("bc_clust.")})
+        told = {**named, "seed": self.seed_, "data": self._run_id["data"], "class": type(self).__name__,
+                "device": self._device.type, "precision": self._precision.name, "threads": torch.get_num_threads(),
+                "torch": torch.__version__, "code": [hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in files]}
+        name = hashlib.sha256(json.dumps(told, sort_keys=True, default=repr).encode()).hexdigest()[:24]
+        return Path(self.pretrain_dir) / f"{name}.pt"
+
+    def _leave_pretrained(self):
+        if (file := self._pretrained_file()) is not None:
+            networks = {k: v.state_dict() for k, v in self._live.items() if isinstance(v, nn.Module)}
+            write_checkpoint(file, {"networks": networks, "rows": self._rows, "generator": self._generator.get_state(),
+                                    "rng": rng_state()})
+
+    def _take_pretrained(self):
+        "Put back what a run with the same phase 1 left; False where there is none."
+        file = self._pretrained_file()
+        if file is None or not file.exists():
+            return False
+        stored = read_checkpoint(file)
+        for name, state in stored["networks"].items():
+            self._live[name].load_state_dict(state)
+        self._rows = stored["rows"]
+        self._generator.set_state(stored["generator"])
+        set_rng_state(stored["rng"])
+        self.pretrain_shared_ = True
+        return True
+
 # %% ../nbs/02_training.ipynb #ad146622
-NOT_RESULTS = ("verbose", "checkpoint_dir", "resume", "device")  # settings that say how to run, not what comes out
+NOT_RESULTS = ("verbose", "checkpoint_dir", "resume", "pretrain_dir", "device")  # settings that say how to run, not what comes out
 
 
 class _Setup:
@@ -342,7 +389,7 @@ class _Setup:
         self._live = {}
         self._generator = torch.Generator().manual_seed(self.seed_)
         settings = {k: repr(v) for k, v in self.get_params(deep=False).items() if k not in NOT_RESULTS}
-        digest = hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest()
+        digest = hashlib.sha256(x.contiguous().numpy()).hexdigest()
         self._run_id = {"class": type(self).__name__, "data": f"{tuple(x.shape)} {digest[:16]}", **settings}
 
     def _settle(self):
@@ -390,9 +437,14 @@ class _Use:
             self._place()
         for module in self._modules().values():
             module.eval()
+        out = None  # one array from the start: a list of small results would pin the memory of every batch
         with torch.inference_mode(), self._autocast():
-            parts = [function(to_float(x[i].to(self._device))).float().cpu() for i in batches(len(x), 1024)]
-        return torch.cat(parts).numpy()
+            for i in batches(len(x), 1024):
+                part = function(to_float(x[i].to(self._device))).float().cpu()
+                if out is None:
+                    out = torch.empty(len(x), *part.shape[1:])
+                out[i] = part
+        return out.numpy()
 
     def __getstate__(self):
         state = {k: v for k, v in super().__getstate__().items() if k not in ("_device", "_precision")}
@@ -402,7 +454,7 @@ class _Use:
 _REGISTRY = {}  # class name -> class, for load_estimator
 
 
-class DeepEstimator(_Loop, _Resume, _Setup, _Use, TransformerMixin, BaseEstimator):
+class DeepEstimator(_Loop, _Resume, _Pretrained, _Setup, _Use, TransformerMixin, BaseEstimator):
     """Base class of the methods: a scikit-learn transformer around torch networks.
 
     A subclass takes (besides its own) the settings `batch_size`, `random_state`, `device="auto"`,
@@ -413,6 +465,7 @@ class DeepEstimator(_Loop, _Resume, _Setup, _Use, TransformerMixin, BaseEstimato
     ----------
     history_ : DataFrame, a row an epoch: phase, epoch, then what the method records.
     seed_ : int, the seed that was used (drawn from NumPy's global generator where `random_state` is None).
+    pretrain_shared_ : bool, whether phase 1 was taken from `pretrain_dir` instead of being run.
     """
 
     def __init_subclass__(cls, **kwargs):
@@ -431,6 +484,7 @@ class DeepEstimator(_Loop, _Resume, _Setup, _Use, TransformerMixin, BaseEstimato
         """
         x = self._prepare(X, reset=True)
         self._begin(x)
+        self.pretrain_shared_ = False
         with seeded(self.seed_):
             self._build()
             self._place()

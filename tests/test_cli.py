@@ -1,4 +1,5 @@
 """The command line: names, settings, exit codes, errors without tracebacks, and the demo on simulated images."""
+import json
 import os
 import subprocess
 import sys
@@ -35,6 +36,7 @@ def test_help_and_version_are_quick_to_import():
 @pytest.mark.parametrize("words, part", [
     (["run", "idek"], "did you mean 'idec'"), (["run", "idec", "--profile", "fast"], "quick or paper"),
     (["run", "idec", "--variant", "IDEC+graph"], "did you mean 'IDEC + graph'"), (["run", "idec", "--seeds", "x"], "list (0,3,7)"),
+    (["run", "idec", "--study", "graph-wait"], "did you mean 'graph-weight'"), (["run", "kmeans", "--study", "x"], "studies: all"),
     (["run", "idec", "--seeds", "0"], "at least one"), (["run", "idec", "--set", "lrr=1"], "did you mean 'lr'"),
     (["run", "idec", "--set", "lr"], "name=value"), (["nothing"], "No such command")])
 def test_usage_errors_exit_with_2(words, part):
@@ -89,6 +91,29 @@ def test_run_records_prints_and_continues(tmp_path):
     page = tmp_path / "r.html"
     report = invoke("report", "--results", tmp_path, "--html", page)
     assert report.exit_code == 0 and "== phantom" in report.output and "tiny" in page.read_text("utf-8")
+
+
+def test_run_of_a_study_shares_pretraining(tmp_path):
+    words = ["run", "idec", "--data", "phantom", "--size", 12, "--study", "graph-weight", "--results", tmp_path, *TINY, "--no-keep"]
+    result = invoke(*words, "--seeds", 1)
+    assert result.exit_code == 0, result.output
+    records = [json.loads(f.read_text()) for f in tmp_path.rglob("seed-0.json")]
+    assert sorted(r["settings"]["graph_weight"] for r in records) == [.001, .002, .003, .004, .004, .005]
+    assert sorted(r["pretrain_shared"] for r in records) == 2 * [False] + 4 * [True]  # two weights in phase 1
+    assert "weight 0.004 in both phases" in result.output and not list(tmp_path.rglob("*.pt"))
+
+
+def test_all_studies_and_feature_tables():
+    every = variants("idec", 2, "paper", study="all")
+    assert {"20 neighbours", "lr 0.005", "weight 0.003", "decoder removed"} <= set(every)
+    assert every["whole graph, sum"].graph_scope == "all" and every["whole graph, sum"].pretrain_epochs == 400
+
+
+def test_run_standardises_feature_tables(tmp_path):
+    result = invoke("run", "idec", "--data", "wdbc", "--variant", "IDEC", "--results", tmp_path, *TINY, "--seeds", 1)
+    assert result.exit_code == 0, result.output
+    record, = (json.loads(f.read_text()) for f in tmp_path.rglob("seed-0.json"))
+    assert record["data"]["source"].endswith(", standardised")
 
 
 def test_report_names_stale_records_and_missing_ones(tmp_path, monkeypatch, capsys):

@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from bc_clust import data
 from bc_clust.data import (DataIntegrityError, DataUnavailableError, ImageSet, check_file, constant_images, data_folders,
-                           duplicate_groups, find_duplicates, grouped_folds, list_sets, load, phantom)
+                           duplicate_groups, find_duplicates, grouped_folds, list_sets, load, phantom, standardised)
 
 medmnist = pytest.importorskip("medmnist")
 
@@ -362,7 +362,7 @@ def test_missing_file_error_says_all_one_needs(fake, monkeypatch):
         load("breastmnist", root=fake.tmp / "mine", download=False)
     text = str(caught.value)
     for piece in ("breastmnist.npz", medmnist.INFO["breastmnist"]["url"], str(fake.tmp / "mine"), str(fake.tmp / "named"),
-                  str(fake.cache), "BC_CLUST_DATA", 'load("phantom")', 'load("wdbc")', "download=False"):
+                  str(fake.cache), "BC_CLUST_DATA", 'load("phantom")', 'load("wdbc")', 'load("digits")', "download=False"):
         assert piece in text
 
 
@@ -519,8 +519,9 @@ def test_check_file_of_missing_and_offline_sets(fake):
     fake()
     report = check_file("breastmnist", size=64)
     assert not report["ok"] and report["path"] == "-" and "breastmnist_64.npz" in report["problem"]
-    for name in ("phantom", "wdbc"):
+    for name in ("phantom", "wdbc", "digits"):
         assert check_file(name)["ok"] and check_file(name)["path"] == "-"
+    assert (check_file("digits")["n"], check_file("digits")["n_constant"]) == (1797, 0)
     with pytest.raises(ValueError, match="size 99"):
         check_file("breastmnist", size=99)
 
@@ -530,14 +531,16 @@ def test_list_sets(fake):
     table = list_sets().set_index("name")
     assert table.columns.tolist() == ["kind", "sizes", "classes", "n", "licence", "found", "offline"]
     names = {name for name, info in medmnist.INFO.items() if "3D" not in info["python_class"]}
-    assert set(table.index) == names | {"phantom", "wdbc"} and table.index[table.offline].tolist() == ["wdbc", "phantom"]
+    assert set(table.index) == names | {"phantom", "wdbc", "digits"}
+    assert table.index[table.offline].tolist() == ["wdbc", "digits", "phantom"]
+    assert table.loc["digits", ["sizes", "classes", "n", "licence", "found"]].tolist() == ["-", 10, "1797", "CC BY 4.0", "-"]
     assert table.loc["breastmnist", ["sizes", "n", "found", "classes"]].tolist() == ["28, 64, 128, 224", "780", "-", 2]
     load("breastmnist")
     assert list_sets().set_index("name").loc["breastmnist", "found"] == str(fake.cache / "breastmnist.npz")
 
 
 @pytest.mark.parametrize("call, error, match", [
-    (lambda: load("brestmnist"), ValueError, "Did you mean 'breastmnist'.*Accepted: wdbc, phantom, pathmnist"),
+    (lambda: load("brestmnist"), ValueError, "Did you mean 'breastmnist'.*Accepted: wdbc, digits, phantom, pathmnist"),
     (lambda: load("zzz"), ValueError, r"unknown image set 'zzz'\. Accepted"),
     (lambda: load(None), ValueError, "unknown image set None"),
     (lambda: load("organmnist3d"), ValueError, "unknown image set"),
@@ -546,6 +549,10 @@ def test_list_sets(fake):
     (lambda: load("wdbc", task="x"), ValueError, "accepted: 'benign-malignant'"),
     (lambda: load("wdbc", size=28), ValueError, "size 28 does not exist"),
     (lambda: load("wdbc", n=3), TypeError, "takes no n; .* nothing"),
+    (lambda: load("digit"), ValueError, "Did you mean 'digits'"),
+    (lambda: load("digits", task="x"), ValueError, "task 'x' does not exist for 'digits'; accepted: 'digit'"),
+    (lambda: load("digits", size=8), ValueError, "size 8 does not exist for 'digits'; accepted: None"),
+    (lambda: load("digits", n=3), TypeError, "takes no n; .* nothing"),
     (lambda: load("phantom", noise=3), TypeError, "takes no noise; .*difficulty"),
 ])
 def test_load_bad_input(call, error, match):
@@ -556,8 +563,9 @@ def test_load_bad_input(call, error, match):
 def test_medmnist_is_imported_late_and_may_be_missing():
     code = ("import sys; sys.modules['medmnist'] = None\n"
             "from bc_clust.data import load, list_sets\n"
-            "assert len(load('wdbc')) == 569 and len(load('phantom', n=3)) == 3 and 'torch' not in sys.modules\n"
-            "assert list_sets().name.tolist() == ['wdbc', 'phantom']\n"
+            "assert len(load('wdbc')) == 569 and len(load('phantom', n=3)) == 3 and len(load('digits')) == 1797\n"
+            "assert 'torch' not in sys.modules\n"
+            "assert list_sets().name.tolist() == ['wdbc', 'digits', 'phantom']\n"
             "try: load('breastmnist')\n"
             "except ValueError as error: assert 'medmnist is not installed' in str(error)\n"
             "else: raise SystemExit('no error')\n")
@@ -574,6 +582,66 @@ def test_wdbc():
     assert np.array_equal(s.images, table.data.astype(np.float32)) and np.array_equal(s.labels, table.target)
     assert s.class_names == ("malignant", "benign") and len(s.sha256) == 64
     assert s.metadata.columns[0] == "mean radius"
+
+
+def test_digits():
+    from sklearn.datasets import load_digits
+    s, bundled = load("digits", task="digit"), load_digits()
+    assert s.images.shape == (1797, 8, 8) and s.images.dtype == np.uint8 and s.labels.dtype == np.int64
+    assert np.unique(s.images).tolist() == [0, 16, 32, 48, 64, 80, 96, 112, 128, 143, 159, 175, 191, 207, 223, 239, 255]
+    assert np.array_equal(np.rint(s.images * (16 / 255)), bundled.images) and np.array_equal(s.labels, bundled.target)
+    assert np.bincount(s.labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    assert s.class_names == tuple("0123456789") and (s.name, s.task, s.licence) == ("digits", "digit", "CC BY 4.0")
+    assert s.groups is s.split is s.masks is s.metadata is None
+    assert "Alpaydin and Kaynak" in s.citation and "UCI" in s.citation and "10.24432/C50P49" in s.citation
+    assert s.source == "scikit-learn digits, 8x8 pixels (UCI optdigits, test part)"
+    assert s.sha256 == "b41ca9fd335466eee997366c2e6f6bbe0a1b4582afe091fc4eba35f4a254182f"
+    assert load("digits").sha256 == s.sha256 and duplicate_groups(s.images, near_limit=0).max() == 1796   # no exact copies
+
+
+def test_standardised_columns():
+    s = load("wdbc")
+    z = standardised(s)
+    assert z.images.dtype == np.float32 and z.images.shape == s.images.shape
+    X = s.images.astype(np.float64)
+    np.testing.assert_allclose(z.images, (X - X.mean(axis=0)) / X.std(axis=0), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(z.images.mean(axis=0, dtype=np.float64), 0, atol=1e-7)
+    np.testing.assert_allclose(z.images.std(axis=0, dtype=np.float64), 1, atol=1e-7)
+    assert np.array_equal(s.images, load("wdbc").images) and s.source == load("wdbc").source   # the set given is not touched
+
+
+def test_standardised_keeps_all_else_and_says_so_once():
+    s = load("wdbc")
+    s = ImageSet(**(vars(s) | dict(split=np.repeat(["train", "test"], [300, 269]), groups=np.arange(569) // 2)))
+    z = standardised(s)
+    assert z.source == "scikit-learn breast_cancer, 30 features, standardised"
+    for field in vars(s).keys() - {"images", "source"}:
+        assert getattr(z, field) is getattr(s, field), field
+    twice = standardised(z)
+    assert twice.source == z.source
+    np.testing.assert_allclose(twice.images, z.images, atol=1e-6)
+    part = standardised(z.subset(np.arange(100)))   # other rows, another mean: said again
+    assert part.source.endswith(", standardised, 100 of 569 rows, standardised")
+
+
+def test_standardised_in_float64_and_constant_columns():
+    step = np.arange(4, dtype=np.float32)
+    X = np.stack([1e7 + step, 1e-3 * step, np.full(4, 0.1, np.float32), np.full(4, 3e30, np.float32)], axis=1)
+    z = standardised(ImageSet(X, np.array([0, 1, 1, 0]), ("a", "b"))).images
+    wanted = (step - 1.5) / np.sqrt(1.25)
+    np.testing.assert_allclose(z[:, 0], wanted, rtol=1e-6)
+    np.testing.assert_allclose(z[:, 1], wanted, rtol=1e-6)
+    assert (z[:, 2:] == 0).all()
+
+
+@pytest.mark.parametrize("make, error, match", [
+    (lambda: load("digits"), ValueError, r"takes a table of features, float32 \(n, d\).*got pictures, uint8 \(1797, 8, 8\)"),
+    (lambda: image_set(images=smooth_images(4, 8, channels=(3,))), ValueError, r"uint8 \(4, 8, 8, 3\)"),
+    (lambda: load("wdbc").images, TypeError, "takes an ImageSet, got ndarray"),
+])
+def test_standardised_refuses(make, error, match):
+    with pytest.raises(error, match=match):
+        standardised(make())
 
 
 def test_phantom_is_deterministic_whatever_the_chunk():

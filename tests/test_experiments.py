@@ -161,24 +161,39 @@ def test_settings_hash_ignores_how_to_run_only():
     assert json.loads(json.dumps(settings_of(IDEC(2, **TINY)))) == settings_of(IDEC(2, **TINY))
 
 
-def test_code_digest_sees_code_and_not_prose(monkeypatch):
-    source = '__all__ = ["A",\n           "b"]\nclass A:\n    "Doc."\n    # thought\n\n    def f(self):\n        """More\n        doc."""\n        return 1  # kept\n'
+def edited(monkeypatch, module, old, new):
+    "The digest of IDEC with one piece of a module's source replaced."
+    original = experiments.inspect.getsource
+    source = original(experiments.import_module(module))
+    assert source.count(old) == 1, (module, old)
+    with monkeypatch.context() as patch:
+        patch.setattr(experiments.inspect, "getsource",
+                      lambda m: source.replace(old, new) if m.__name__ == module else original(m))
+        return code_digest(IDEC())
+
+
+def test_code_digest_ignores_prose_and_what_the_fit_does_not_use(monkeypatch):
+    source = 'class A:\n    "Doc."\n    # thought\n\n    def f(self):\n        """More\n        doc."""\n        return 1  # kept\n'
     assert experiments._code_lines(source) == ["class A:", "    def f(self):", "        return 1  # kept"]
     before = code_digest(IDEC())
-    original = experiments.inspect.getsource
-    monkeypatch.setattr(experiments.inspect, "getsource", lambda m: "# more prose\n\n" + original(m))
-    assert code_digest(IDEC()) == before
-    monkeypatch.setattr(experiments.inspect, "getsource", lambda m: original(m) + "\nx = 1\n")
-    assert code_digest(IDEC()) != before
+    for module, old, new in [("bc_clust.idec", "    z : float tensor (n, d), embedding\n    mu", "    z : an embedding\n    mu"),
+                             ("bc_clust.idec", "QUICK = dict(pretrain_epochs=100", "QUICK = dict(pretrain_epochs=99"),
+                             ("bc_clust.backbones", "def count_macs(", "def count_them("),
+                             ("bc_clust.training", "def load_estimator(path):", "left_over = 1\n\n\ndef load_estimator(path):")]:
+        assert edited(monkeypatch, module, old, new) == before, (module, new)
 
 
-def test_code_digest_covers_the_rooms_a_method_builds_on(monkeypatch):
-    assert set(experiments._own_modules("bc_clust.idec")) == {"bc_clust.idec", "bc_clust.training", "bc_clust.augment",
-                                                              "bc_clust.backbones"}
-    before, original = code_digest(IDEC()), experiments.inspect.getsource
-    monkeypatch.setattr(experiments.inspect, "getsource",
-                        lambda m: original(m) + ("\nx = 1\n" if m.__name__ == "bc_clust.backbones" else ""))
-    assert code_digest(IDEC()) != before
+@pytest.mark.parametrize("module, old, new", [
+    ("bc_clust.idec", '"idec-pytorch": (False, False, "epoch")', '"idec-pytorch": (False, True, "epoch")'),  # a constant
+    ("bc_clust.idec", '"edges": lambda n, e: max(e, 1)', '"edges": lambda n, e: e + 1'),
+    ("bc_clust.idec", "x[columns].double()", "x[columns].float()"),                   # a function of a function
+    ("bc_clust.training", "torch.randperm(n, generator=generator)", "torch.arange(n)"),
+    ("bc_clust.training", "before = rng_state()", "before = None"),                   # under a decorator
+    ("bc_clust.training", "@contextlib.contextmanager", "@contextlib.nullcontext"),   # the decorator itself
+    ("bc_clust.backbones", "def mlp(widths, activation=nn.ReLU", "def mlp(widths, activation=nn.GELU"),
+    ("bc_clust.augment", "device=x.device) >= p", "device=x.device) > p")])
+def test_code_digest_follows_every_name_the_fit_uses(monkeypatch, module, old, new):
+    assert edited(monkeypatch, module, old, new) != code_digest(IDEC())
 
 
 def frame():
@@ -225,9 +240,37 @@ def test_markdown_table():
 
 def test_read_records_filters(recorded):
     everything = read_records(recorded[0])
-    assert set(everything["reading"]) == {"last", "stop", "best_by_labels"} and set(everything["seed"]) == {0, 1}
+    assert set(everything["reading"]) == {"last", "stop", "guarded", "best_by_labels"} and set(everything["seed"]) == {0, 1}
     assert read_records(recorded[0], data="breastmnist").empty and read_records(recorded[0], labels=["other"]).empty
     assert len(read_records(recorded[0], data="phantom", method="idec", labels=["tiny"])) >= 6
+
+
+def test_study_records_go_by_settings_not_by_label(images, tmp_path):
+    estimators = {"second": IDEC(3, **TINY, graph_weight=0.5), "first": IDEC(3, **TINY), "never run": IDEC(3, **TINY, lr=0.5)}
+    assert experiments.study_records(estimators, "phantom", tmp_path).empty
+    for label, name in (("A", "first"), ("B", "second")):
+        run(estimators[name], images, seeds=1, label=label, results=tmp_path, say=None)
+    found = experiments.study_records(estimators, "phantom", tmp_path)
+    assert found["label"].unique().tolist() == ["second", "first"]
+    assert found["settings"].unique().tolist() == [settings_hash(estimators[n]) for n in ("second", "first")]
+    assert set(found["set"]) == {record_folder(estimators["first"], images, tmp_path).parent.name}
+
+
+def test_guarded_reading(images, tmp_path):
+    record, = run(IDEC(3, **{**TINY, "tol": 1.0, "min_share": 1.0, "max_epochs": 2}), images, seeds=1, results=tmp_path, say=None)
+    assert record["scores"]["stop"]["epoch"] == 1 and record["scores"]["stop"]["fired"]
+    assert record["scores"]["guarded"]["epoch"] == 2 and not record["scores"]["guarded"]["fired"]  # no third holds all
+    assert record["scores"]["guarded"]["accuracy"] == record["scores"]["last"]["accuracy"]
+    record, = run(IDEC(3, **{**TINY, "tol": 1.0, "min_share": 0.0}), images, seeds=1, results=tmp_path, say=None)
+    assert record["scores"]["guarded"] == record["scores"]["stop"] and record["scores"]["guarded"]["fired"]
+
+
+def test_record_says_whether_pretraining_was_shared(images, tmp_path):
+    model = IDEC(3, **TINY, pretrain_dir=str(tmp_path / "shared"))
+    first, = run(model, images, seeds=1, results=tmp_path / "a", say=None)
+    second, = run(model, images, seeds=1, results=tmp_path / "b", say=None)
+    assert (first["pretrain_shared"], second["pretrain_shared"]) == (False, True)
+    assert first["scores"] == second["scores"] and first["settings"] == second["settings"] and "pretrain_dir" not in first["settings"]
 
 
 def test_papers_tables():

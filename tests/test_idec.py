@@ -8,12 +8,14 @@ from sklearn.datasets import make_blobs
 from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import adjusted_rand_score
+from sklearn.neighbors import kneighbors_graph
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import estimator_checks_generator
 from threadpoolctl import threadpool_limits
 
-from bc_clust.idec import (CONVENTIONS, IDEC, PAPER, QUICK, VARIANTS, batch_edges, cluster_assignment, cluster_loss,
+from bc_clust import idec
+from bc_clust.idec import (CONVENTIONS, IDEC, PAPER, QUICK, STUDIES, VARIANTS, batch_edges, cluster_assignment, cluster_loss,
                            graph_loss, neighbour_graph, reconstruction_loss, target_distribution)
 
 SMALL = dict(hidden_dims=(32, 16), latent_dim=4, pretrain_epochs=6, max_epochs=5, batch_size=32, n_neighbors=3,
@@ -153,6 +155,66 @@ def test_graph_loss_is_equation_6():
     assert float(graph_loss(torch.tensor(z), edges[:, :0])) == 0
 
 
+def test_graph_in_blocks_equals_scikit_learns(monkeypatch):
+    rng = np.random.default_rng(6)
+    for x in (rng.integers(0, 255, (53, 40), dtype=np.uint8), rng.normal(size=(53, 4)).astype(np.float32)):
+        theirs = kneighbors_graph(x.astype(np.float64), 4, include_self=False)
+        expected = {(min(i, j), max(i, j)) for i, j in zip(*map(lambda v: v.tolist(), theirs.nonzero()))}
+        for block in (1024, 7, 1):  # one block, many, and columns in blocks smaller than n_neighbors + 1
+            monkeypatch.setattr(idec._nearest, "__defaults__", (block,))
+            edges = neighbour_graph(x, 4)
+            assert set(map(tuple, edges.T.tolist())) == expected and edges.shape[1] == len(expected)
+
+
+def test_copies_of_an_image_are_neighbours_but_never_of_themselves():
+    x = np.array([[7, 7], [7, 7], [7, 7], [200, 0]], dtype=np.uint8)
+    edges = neighbour_graph(x, 2)
+    assert (edges[0] != edges[1]).all() and {(0, 1), (0, 2), (1, 2)} <= set(map(tuple, edges.T.tolist()))
+
+
+def test_graph_needs_more_rows_than_neighbours():
+    with pytest.raises(ValueError, match="n_neighbors=3 needs more than 3 rows, got 3"):
+        neighbour_graph(np.eye(3), 3)
+
+
+def test_approximate_graph(monkeypatch):
+    def gone(name):
+        raise ImportError(name)
+    with monkeypatch.context() as patch:
+        patch.setattr(idec, "import_module", gone)
+        with pytest.raises(ImportError, match="pip install pynndescent"):
+            neighbour_graph(np.eye(5), 2, "approximate")
+    pytest.importorskip("pynndescent")
+    x = np.random.default_rng(0).normal(size=(400, 5)).astype(np.float32)
+    exact, near = (set(map(tuple, neighbour_graph(x, 4, m).T.tolist())) for m in ("exact", "approximate"))
+    assert len(exact & near) > 0.97 * len(exact) and all(i < j for i, j in near)
+
+
+class FakeSearch:
+    "Stands for PyNNDescent: two rows that name themselves, one that was not found among its own neighbours."
+    neighbor_graph = np.array([[0, 1, 2], [1, 0, 2], [0, 1, 3], [2, 3, 0]], dtype=np.int32), None
+
+    def __init__(self, x, n_neighbors, random_state):
+        assert x.dtype == np.float32 and x.max() <= 1 and n_neighbors == 3 and random_state == 0
+
+
+def test_approximate_graph_leaves_each_row_itself_out(monkeypatch):
+    monkeypatch.setattr(idec, "import_module", lambda name: type("module", (), {"NNDescent": FakeSearch}))
+    found = idec._nearest_approximate(torch.tensor([[0], [85], [170], [255]], dtype=torch.uint8), 2)
+    assert found.tolist() == [[1, 2], [0, 2], [0, 1], [2, 0]]
+
+
+@pytest.mark.parametrize("scaling, divisor", [("samples", 3), ("edges", 2), ("pairs", 4.5), ("sum", 1)])
+def test_graph_scalings_by_hand(scaling, divisor):
+    z = torch.tensor([[0.0], [1.0], [3.0]])
+    edges = torch.tensor([[0, 1], [1, 2]])  # squared lengths 1 and 4
+    assert graph_loss(z, edges, scaling) == 5 / divisor
+    assert graph_loss(z, edges[:, :0], scaling) == 0
+    G = torch.tensor([[0, 1, 0], [1, 0, 1], [0, 1, 0.0]])
+    matrix = (z[:, None] - z).square().sum(2) * G
+    assert graph_loss(z, edges, "samples") == matrix.sum() / (2 * 3) and graph_loss(z, edges, "pairs") == pytest.approx(matrix.mean().item())
+
+
 @pytest.mark.parametrize("n, batch_size", [(25, 8), (24, 8), (25, 25), (25, 100), (25, 1)])
 def test_batch_edges_are_the_edges_inside_each_batch(n, batch_size):
     edges = neighbour_graph(np.random.default_rng(4).normal(size=(n, 3)), 3)
@@ -275,11 +337,11 @@ def test_stop_rules(X):
     on = IDEC(2, **eager).fit(X)
     assert on.n_iter_ == 5 and on.stop_epoch_ == 0  # training goes on, the epoch is noted
     strict = IDEC(2, **{**eager, "stop_rule": "guarded", "min_share": 1.0}).fit(X)
-    assert strict.n_iter_ == 5 and strict.stop_epoch_ == 0
+    assert strict.n_iter_ == 5 and strict.stop_epoch_ == 0 and strict.guarded_stop_epoch_ is None
     never = IDEC(2, **{**SMALL, "tol": 0.0, "stop_rule": "label-change"}).fit(X)
     assert never.n_iter_ == 5 and never.stop_epoch_ is None
     guarded = IDEC(2, **{**eager, "stop_rule": "guarded", "min_share": 0.01}).fit(X)
-    assert guarded.n_iter_ == 1
+    assert guarded.n_iter_ == 1 and guarded.guarded_stop_epoch_ == 0
 
 
 def test_graph_pulls_neighbours_together(X):
@@ -287,6 +349,69 @@ def test_graph_pulls_neighbours_together(X):
         settings = {**SMALL, "pretrain_epochs": 60, "pretrain_lr": 3e-3, "max_epochs": 0, "pretrain_graph_weight": weight}
         return IDEC(2, **settings).fit(X).history_["graph"].iloc[-1]
     assert last(0.1) < 0.5 * last(1e-9)
+
+
+def test_graph_scope(X):
+    "In scope 'all' each batch meets eq. (6) over all images, and the rest of its loss is the batch's."
+    whole, part = (IDEC(2, **{**SMALL, "graph_scope": scope, "graph_scaling": "sum"}).fit(X) for scope in ("all", "batch"))
+    x = torch.from_numpy(X.reshape(80, 30))
+    index, weights = torch.tensor([4, 2, 9]), {"reconstruction": 1.0, "graph": 0.5}
+    edges = neighbour_graph(x, 3)
+    for model in (whole, part):
+        model._device = torch.device("cpu")
+        model._edges, model._generator = edges, torch.Generator().manual_seed(0)
+    inside = part._batches(x, weights)
+    assert [e.shape[1] for _, e in whole._batches(x, weights)] == 3 * [edges.shape[1]]
+    assert 0 < sum(e.shape[1] for _, e in inside) < edges.shape[1]
+    parts = whole._losses(x, index, edges, weights)
+    z = torch.from_numpy(whole.transform(X))
+    assert parts["graph"].item() == pytest.approx(graph_loss(z, edges, "sum").item(), rel=1e-5)
+    error = ((whole.reconstruct(X[index]) - X[index] / 255) ** 2).mean()
+    assert parts["reconstruction"].item() == pytest.approx(error, rel=1e-4)
+    assert not np.array_equal(whole.transform(X), part.transform(X))
+
+
+def same_fit(a, b):
+    return (all(torch.equal(p, q) for p, q in zip(a.network_.parameters(), b.network_.parameters()))
+            and np.array_equal(a.label_path_, b.label_path_) and a.history_.equals(b.history_))
+
+
+@pytest.mark.parametrize("later", [{}, {"lr": 1e-2}, {"graph_weight": 0.0}, {"loss_convention": "idec-keras"},
+                                   {"n_clusters": 3}, {"max_epochs": 0}])
+def test_shared_pretraining_gives_the_bits_of_a_whole_run(X, tmp_path, later):
+    settings = {**SMALL, "corruption": 0.2, "n_clusters": 2}  # masking draws from the global generator
+    first = IDEC(**settings, pretrain_dir=tmp_path).fit(X)
+    shared = IDEC(**{**settings, **later}, pretrain_dir=tmp_path).fit(X)
+    assert shared.pretrain_shared_ and not first.pretrain_shared_ and len(list(tmp_path.iterdir())) == 1
+    assert same_fit(shared, IDEC(**{**settings, **later}).fit(X))
+
+
+@pytest.mark.parametrize("earlier", [{"random_state": 1}, {"pretrain_lr": 1e-2}, {"pretrain_graph_weight": 0.5}, {"batch_size": 40},
+                                     {"n_neighbors": 4}, {"graph_scope": "all"}, {"graph_scaling": "sum"},
+                                     {"loss_convention": "clustpy"}, {"hidden_dims": (32, 8)}, {"latent_dim": 3},
+                                     {"pretrain_epochs": 5}, {"corruption": 0.1}, {"precision": "bfloat16"}])
+def test_pretraining_is_not_shared_where_it_differs(X, tmp_path, earlier):
+    IDEC(2, **SMALL, pretrain_dir=tmp_path).fit(X)
+    other = IDEC(2, **{**SMALL, **earlier}, pretrain_dir=tmp_path).fit(X)
+    assert not other.pretrain_shared_ and len(list(tmp_path.iterdir())) == 2
+    assert not IDEC(2, **SMALL, pretrain_dir=tmp_path).fit(X[:-1]).pretrain_shared_  # other data
+
+
+def test_without_a_graph_in_phase_1_its_settings_do_not_matter_there(X, tmp_path):
+    plain = {**SMALL, "pretrain_graph_weight": 0.0}
+    IDEC(2, **plain, pretrain_dir=tmp_path).fit(X)
+    assert IDEC(2, **{**plain, "n_neighbors": 6, "graph_scope": "all"}, pretrain_dir=tmp_path).fit(X).pretrain_shared_
+
+
+def test_studies_are_settings_the_estimator_accepts():
+    for study, rows in {"variants": VARIANTS, **STUDIES}.items():
+        for label, settings in rows.items():
+            model = IDEC(2).set_params(**{**PAPER, **settings})
+            model._check_settings()
+            assert label and model.stop_rule is None, study
+    labels = [label for rows in STUDIES.values() for label in rows]
+    assert len(set(labels)) == len(labels)
+    assert list(STUDIES["graph-weight"].values())[3] == {"graph_weight": 0.004}
 
 
 def test_reconstruct_and_inverse_transform(X):

@@ -1,0 +1,114 @@
+"""Tables of the records that the benchmarks write. It needs pandas only, so a notebook can import it alone."""
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+PARTS = {"phase1": "phase 1, s an epoch", "phase2": "phase 2, s an epoch", "whole": "the whole fit, s"}
+COLUMNS = {  # of the scaling table: title and how to read a row of the record
+    "phase 1, s an epoch": lambda r: r["phase1"]["seconds_per_epoch"],
+    "phase 2, s an epoch": lambda r: r["phase2"]["seconds_per_epoch"],
+    "exact graph, s": lambda r: r["graph_exact"]["seconds"],
+    "approximate graph, s": lambda r: (r["graph_approximate"] or {}).get("seconds"),
+    "recall": lambda r: (r["graph_approximate"] or {}).get("recall"),
+    "k-means, s": lambda r: r["kmeans"]["seconds"],
+    "extra memory, MiB": lambda r: None if r["extra_bytes"] is None else r["extra_bytes"] / 2 ** 20,
+    "extra / data": lambda r: None if r["extra_bytes"] is None else r["extra_bytes"] / r["data_bytes"],
+}
+NO_SLOPE = ("recall",)
+
+
+def _number(value, missing="-"):
+    "Three digits, without an exponent where they can be read without."
+    if value is None:
+        return missing
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}"
+
+
+def table(path):
+    """The table of a record that `idec_vs_clustpy.py` or `idec_scaling.py` wrote.
+
+    Parameters
+    ----------
+    path : the JSON file
+
+    Returns
+    -------
+    DataFrame of str
+
+    Raises
+    ------
+    ValueError : if the file is no record of these benchmarks
+    """
+    record = json.loads(Path(path).read_text("utf-8"))
+    makers = {"idec_vs_clustpy": _ratios, "idec_scaling": _scaling}
+    if not isinstance(record, dict) or record.get("name") not in makers or record.get("format") != 1:
+        raise ValueError(f"{path} is no record of {' or '.join(makers)}; write one with the scripts beside this file.")
+    return makers[record["name"]](record)
+
+
+def _ratios(record):
+    rows = []
+    for row in record["rows"]:
+        for part, title in PARTS.items():
+            median = lambda side: np.median([run[side][part] for run in row["runs"]])
+            steps = lambda side: run_steps(row["runs"], side, part)
+            ratio = [run["ratio"][part] for run in row["runs"]]
+            rows.append({
+                "settings of bc_clust": row["row"], "part": title, "ClustPy (median)": _number(median("clustpy")),
+                "bc_clust (median)": _number(median("bc_clust")), "ratio (median)": f"{np.median(ratio):.2f}",
+                "ratio (range)": f"{min(ratio):.2f} to {max(ratio):.2f}", "repeats": str(len(ratio)),
+                "steps (ClustPy, bc_clust)": f"{steps('clustpy')}, {steps('bc_clust')}"})
+    return pd.DataFrame(rows, dtype=str)
+
+
+def run_steps(runs, side, part):
+    "Optimiser steps that a part took, the same in all runs (else all of them, so that it shows)."
+    at = {"phase1": slice(0, 1), "phase2": slice(1, 2), "whole": slice(0, 2)}[part]
+    return "/".join(str(s) for s in sorted({sum(run[side]["steps"][at]) for run in runs}))
+
+
+def shares(row, phase):
+    """How much of a phase's time its matrix products would take at the machine's full rate, how much Adam took, and the rest.
+
+    The rest is everything else: the batches, ReLU and losses, and the matrix products' own lag behind the full rate.
+    """
+    seconds = row[phase]["seconds_per_epoch"]
+    matrix = row[phase]["flop"] / 1e9 / row["gflops"]["float32"] / seconds
+    adam = row[phase]["optimizer_per_epoch"] / seconds
+    return {"matrix products": matrix, "Adam": adam, "the rest": max(0.0, 1 - matrix - adam)}
+
+
+def _limit(row):
+    "In words, from the measured shares: what limits the phases and the graph, and what a fit of the paper waits for."
+    words = []
+    for phase, name in (("phase1", "phase 1"), ("phase2", "phase 2")):
+        part = shares(row, phase)
+        words.append(f"{name}: {max(part, key=part.get)} ({', '.join(f'{k} {v:.0%}' for k, v in part.items())})")
+    graph = row["graph_exact"]["flop"] / 1e9 / row["gflops"]["float64"] / row["graph_exact"]["seconds"]
+    words.append(f"exact graph: {'matrix products' if graph >= .5 else 'not matrix products'} ({graph:.0%} of their float64 rate)")
+    fit = {name: row[phase]["seconds_per_epoch"] * row["paper_epochs"][phase]
+           for phase, name in (("phase1", "phase 1"), ("phase2", "phase 2"))}
+    fit.update({"the exact graph": row["graph_exact"]["seconds"], "k-means": row["kmeans"]["seconds"]})
+    longest = max(fit, key=fit.get)
+    return "; ".join(words) + f"; a fit of the paper's epochs waits for {longest} ({fit[longest] / sum(fit.values()):.0%})"
+
+
+def slope(n, values):
+    "Slope of log(value) against log(n); None where a value is missing, not above zero, or there is one n only."
+    if len(set(n)) < 2 or any(v is None or v <= 0 for v in values):
+        return None
+    return float(np.polyfit(np.log(n), np.log(values), 1)[0])
+
+
+def _scaling(record):
+    rows, titles = record["rows"], list(COLUMNS)
+    n, values = [r["n"] for r in rows], {t: [read(r) for r in rows] for t, read in COLUMNS.items()}
+    missing = {t: "not installed" if t in ("approximate graph, s", "recall") else "-" for t in titles}
+    lines = [{"n": f"{r['n']:,}", **{t: _number(values[t][i], missing[t]) for t in titles}, "limited by": _limit(r)}
+             for i, r in enumerate(rows)]
+    for name, some in (("slope, all n", slice(None)), ("slope, two largest n", slice(-2, None))):
+        steep = {t: None if t in NO_SLOPE else slope(n[some], values[t][some]) for t in titles}
+        lines.append({"n": name, **{t: "-" if v is None else f"{v:.2f}" for t, v in steep.items()}, "limited by": "-"})
+    return pd.DataFrame(lines, dtype=str)
