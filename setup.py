@@ -36,6 +36,7 @@ setup(
         "dev": dev,
         "docs": dev + cfg["docs_requirements"].split(),
         "oracles": cfg["oracles_requirements"].split(),
+        "large": cfg["large_requirements"].split(),
     },
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),

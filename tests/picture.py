@@ -11,8 +11,9 @@ import numpy as np
 import safetensors.numpy
 from matplotlib import pyplot as plt
 
+from bc_clust.cli import variants
 from bc_clust.data import load
-from bc_clust.experiments import in_order, paper_table, read_records
+from bc_clust.experiments import paper_table, study_records
 from bc_clust.plots import plot_embedding, plot_images_by_cluster, plot_scores, tsne, use_style
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def draw():
     "The figure: images by cluster, embedding by class, accuracies by seed."
     printed = paper_table("idec-rows", ROOT / "results").set_index("method")["acc_percent"]
-    frame = in_order(read_records(ROOT / "results", data="breastmnist"), list(printed.index))
+    rows = {**variants("kmeans", 2), **variants("idec", 2, "paper", study="table-2")}
+    frame = study_records(rows, "breastmnist", ROOT / "results")
     frame, images = frame[frame["reading"] == "last"], load("breastmnist", download=False)
     stem = Path(frame[(frame["label"] == "IDEC + graph") & (frame["seed"] == 0)]["file"].iloc[0])
     Z = safetensors.numpy.load_file(stem.with_name("seed-0.embedding.safetensors"))["embedding"]

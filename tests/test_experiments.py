@@ -11,10 +11,11 @@ from sklearn.decomposition import PCA
 from sklearn.pipeline import make_pipeline
 
 from bc_clust import experiments
+from bc_clust.cli import variants
 from bc_clust.data import phantom
 from bc_clust.experiments import (code_digest, markdown_table, paper_table, path_scores, read_records, record_folder,
                                   results_folder, run, score_table, settings_hash, settings_of, smallest_share,
-                                  write_report)
+                                  study_records, write_report)
 from bc_clust.idec import IDEC
 from bc_clust.metrics import clustering_scores
 from bc_clust.training import load_estimator
@@ -224,7 +225,8 @@ def test_comparison_table_has_the_papers_order_and_figures():
 def test_tables_of_readme_and_notebook_are_those_of_the_records():
     root = results_folder().parent
     printed = paper_table("idec-rows").set_index("method")["acc_percent"].to_dict()
-    table = experiments.comparison_table(read_records(data="breastmnist"), printed)
+    rows = {**variants("kmeans", 2), **variants("idec", 2, "paper", study="table-2")}
+    table = experiments.comparison_table(study_records(rows, "breastmnist"), printed)
     assert table.index.tolist() == list(printed) and (table["seeds"] == "10").all()
     assert markdown_table(table) in (root / "README.md").read_text("utf-8"), "README.md: run `make notebooks NAMES=index` and `make sync`"
     notebook = json.loads((root / "nbs" / "30_idec.ipynb").read_text("utf-8"))

@@ -273,6 +273,12 @@ def test_finds_blobs_with_every_convention_and_variant(blobs):
         assert adjusted_rand_score(y, model.labels_) > 0.9, name
 
 
+def test_relu_after_the_last_layers_is_a_setting(X):
+    plain, cut = IDEC(2, **SMALL).fit(X), IDEC(2, **SMALL, last_activation=True).fit(X)
+    assert plain.transform(X).min() < 0 and plain.reconstruct(X).min() < 0
+    assert cut.transform(X).min() == 0 and cut.reconstruct(X).min() == 0 and cut.transform(X).max() > 0
+
+
 def test_ae_k_means_is_k_means_on_the_embedding(X):
     model = IDEC(2, **{**SMALL, **VARIANTS["AE + k-means"]}).fit(X)
     with threadpool_limits(1):
@@ -389,7 +395,8 @@ def test_shared_pretraining_gives_the_bits_of_a_whole_run(X, tmp_path, later):
 @pytest.mark.parametrize("earlier", [{"random_state": 1}, {"pretrain_lr": 1e-2}, {"pretrain_graph_weight": 0.5}, {"batch_size": 40},
                                      {"n_neighbors": 4}, {"graph_scope": "all"}, {"graph_scaling": "sum"},
                                      {"loss_convention": "clustpy"}, {"hidden_dims": (32, 8)}, {"latent_dim": 3},
-                                     {"pretrain_epochs": 5}, {"corruption": 0.1}, {"precision": "bfloat16"}])
+                                     {"pretrain_epochs": 5}, {"corruption": 0.1}, {"last_activation": True},
+                                     {"precision": "bfloat16"}])
 def test_pretraining_is_not_shared_where_it_differs(X, tmp_path, earlier):
     IDEC(2, **SMALL, pretrain_dir=tmp_path).fit(X)
     other = IDEC(2, **{**SMALL, **earlier}, pretrain_dir=tmp_path).fit(X)
@@ -447,7 +454,7 @@ def test_composes_with_scikit_learn(X, blobs):
     ("loss_convention", "mean", "'idec-pytorch', 'idec-keras', 'clustpy'"), ("stop_rule", "early", "'guarded'"),
     ("update_interval", 0, "at least 1"), ("update_interval", "often", "'epoch', 'batch'"), ("hidden_dims", (8, 0), "at least 1"),
     ("pretrain_epochs", -1, "at least 0"), ("min_share", 2, "at most 1"), ("device", "tpu", "unknown|not available"),
-    ("precision", "float16", "'bfloat16'")])
+    ("precision", "float16", "'bfloat16'"), ("last_activation", "relu", "True, False")])
 def test_bad_settings(X, setting, value, words):
     with pytest.raises(ValueError, match=f"(?s){setting}.*({words})"):
         IDEC(**{"n_clusters": 2, **SMALL, setting: value}).fit(X)

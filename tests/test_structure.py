@@ -505,7 +505,7 @@ def test_the_package_is_the_only_thing_packed(packaging):
 def test_a_user_gets_no_development_tool(packaging):
     users = requirement_names(packaging["install_requires"])
     extras = {name: requirement_names(r) for name, r in packaging["extras_require"].items()}
-    assert extras.keys() == {"notebook", "dev", "docs", "oracles"}
+    assert extras.keys() == {"notebook", "dev", "docs", "oracles", "large"}
     assert not users & set().union(*extras.values()), "asked for at run time and as an extra"
     assert extras["dev"] < extras["docs"]
     assert "clustpy" not in extras["dev"], "it needs a compiler, which the plain test command must not"
