@@ -42,7 +42,7 @@ def variants(method, n_clusters, profile="quick", variant=None, settings=(), stu
     module, name = METHODS[method]
     cls = getattr(import_module(module), name)
     if method == "kmeans":
-        profiled, named = {"n_init": 20}, {"k-means": {}}
+        profiled, named = {"n_init": 20}, _named(None, study, "k-means")
     else:
         profiled = getattr(import_module(module), profile.upper())
         named = _named(import_module(module), study, name)
@@ -59,6 +59,8 @@ def _named(module, study, name):
     if study is None:
         return getattr(module, "VARIANTS", {name: {}})
     studies = getattr(module, "STUDIES", {})
+    if not studies:
+        raise typer.BadParameter(f"{name} has no studies; leave --study out")
     if study == "all":
         return {label: settings for rows in studies.values() for label, settings in rows.items()}
     if study not in studies:

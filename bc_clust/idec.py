@@ -213,40 +213,6 @@ def batch_edges(edges, order, batch_size):
     return list((ends % batch_size)[:, batch.argsort(stable=True)].split(
         batch.bincount(minlength=n_batches).tolist(), dim=1))
 
-# %% ../nbs/30_idec.ipynb #a56f1b0c
-VARIANTS = {  # the rows of the paper's Table 2 as settings of one estimator
-    "AE + k-means": dict(max_epochs=0, graph_weight=0.0, pretrain_graph_weight=0.0),
-    "DEC": dict(reconstruction_weight=0.0, cluster_weight=1.0, graph_weight=0.0, pretrain_graph_weight=0.0),
-    "IDEC": dict(graph_weight=0.0, pretrain_graph_weight=0.0),
-    "IDEC + graph": dict(),
-}
-STUDIES = {  # what the paper varies, and what it leaves open
-    "table-2": {**VARIANTS, "IDEC + graph, weight 0.004": dict(graph_weight=.004)},
-    "learning-rate": {f"lr {lr}": dict(lr=lr) for lr in (.0001, .0002, .0003, .0004, .0005, .001, .002, .003, .004, .005)},
-    "graph-weight": {**{f"weight {w}": dict(graph_weight=w) for w in (.001, .002, .003, .004, .005)},
-                     "weight 0.004 in both phases": dict(graph_weight=.004, pretrain_graph_weight=.004)},
-    "graph-phases": {"no graph": dict(graph_weight=0.0, pretrain_graph_weight=0.0),
-                     "graph in pre-training only": dict(graph_weight=0.0),
-                     "graph in clustering only": dict(pretrain_graph_weight=0.0), "graph in both": dict()},
-    "literal": {"IDEC, no weight in eq. (1)": dict(cluster_weight=1.0, graph_weight=0.0, pretrain_graph_weight=0.0),
-                "decoder removed": dict(reconstruction_weight=0.0),
-                "IDEC, ReLU on every layer": dict(last_activation=True, **VARIANTS["IDEC"]),
-                "ReLU on every layer": dict(last_activation=True),
-                "ReLU on every layer, weight 0.004": dict(last_activation=True, graph_weight=.004)},
-    "targets": {"P every epoch": dict(), "P every batch": dict(update_interval="batch"),
-                "P every 140 batches": dict(update_interval=140)},
-    "conventions": {f"{c}, {name}": dict(loss_convention=c, **VARIANTS[name])
-                    for c in ("idec-pytorch", "idec-keras", "clustpy") for name in ("IDEC", "IDEC + graph")},
-    "neighbours": {f"{k} neighbours": dict(n_neighbors=k) for k in (1, 3, 5, 10, 20)},
-    "graph-form": {"edges in the batch, eq. (6)": dict(),
-                   **{f"edges in the batch, {name}": dict(graph_scaling=scaling) for name, scaling in
-                      (("mean over edges", "edges"), ("mean over pairs", "pairs"), ("sum", "sum"))},
-                   "whole graph, eq. (6)": dict(graph_scope="all"),
-                   "whole graph, sum": dict(graph_scope="all", graph_scaling="sum")},
-}
-PAPER = dict(precision="float32", stop_rule=None)
-QUICK = dict(pretrain_epochs=100, max_epochs=30, precision="float32")
-
 # %% ../nbs/30_idec.ipynb #b175ce7d
 class ClusterCentres(nn.Module):
     "The centres mu (k, d), trained like weights (section 3.3)."
@@ -375,7 +341,7 @@ class _Steps:
     def _adam(self, lr, *modules):
         return torch.optim.Adam([p for m in modules for p in m.parameters()], lr=lr, fused=True)
 
-
+# %% ../nbs/30_idec.ipynb #5f0a7c13
 class _Means:
     "The mean of each loss over an epoch's batches, with one transfer from the device at the end."
 
@@ -631,3 +597,41 @@ class IDEC(_Settings, _Data, _Steps, _Pretraining, _Targets, _StopRule, _Cluster
         tags.input_tags.three_d_array = True
         tags.transformer_tags.preserves_dtype = []
         return tags
+
+# %% ../nbs/30_idec.ipynb #a56f1b0c
+VARIANTS = {  # the rows of the paper's Table 2 as settings of one estimator
+    "AE + k-means": dict(max_epochs=0, graph_weight=0.0, pretrain_graph_weight=0.0),
+    "DEC": dict(reconstruction_weight=0.0, cluster_weight=1.0, graph_weight=0.0, pretrain_graph_weight=0.0),
+    "IDEC": dict(graph_weight=0.0, pretrain_graph_weight=0.0),
+    "IDEC + graph": dict(),
+}
+STUDIES = {  # what the paper varies, and what it leaves open
+    "table-2": {**VARIANTS, "IDEC + graph, weight 0.004": dict(graph_weight=.004)},
+    "learning-rate": {f"lr {lr}": dict(lr=lr) for lr in (.0001, .0002, .0003, .0004, .0005, .001, .002, .003, .004, .005)},
+    "graph-weight": {**{f"weight {w}": dict(graph_weight=w) for w in (.001, .002, .003, .004, .005)},
+                     **{f"weight {w} in both phases": dict(graph_weight=w, pretrain_graph_weight=w) for w in (.002, .003, .004, .005)}},
+    "graph-phases": {"no graph": dict(graph_weight=0.0, pretrain_graph_weight=0.0),
+                     "graph in pre-training only": dict(graph_weight=0.0),
+                     "graph in clustering only": dict(pretrain_graph_weight=0.0), "graph in both": dict()},
+    "literal": {"IDEC, no weight in eq. (1)": dict(cluster_weight=1.0, graph_weight=0.0, pretrain_graph_weight=0.0),
+                "decoder removed": dict(reconstruction_weight=0.0),
+                "decoder removed, weight 0.004": dict(reconstruction_weight=0.0, graph_weight=.004),
+                "IDEC, ReLU on every layer": dict(last_activation=True, **VARIANTS["IDEC"]),
+                "ReLU on every layer": dict(last_activation=True),
+                "ReLU on every layer, weight 0.004": dict(last_activation=True, graph_weight=.004)},
+    "epochs": {"500 epochs, no graph": dict(max_epochs=500, **VARIANTS["IDEC"]),
+               "500 epochs, weight 0.004": dict(max_epochs=500, graph_weight=.004),
+               "500 epochs, decoder removed, weight 0.004": dict(max_epochs=500, reconstruction_weight=0.0, graph_weight=.004)},
+    "targets": {"P every epoch": dict(), "P every batch": dict(update_interval="batch"),
+                "P every 140 batches": dict(update_interval=140)},
+    "conventions": {f"{c}, {name}": dict(loss_convention=c, **VARIANTS[name])
+                    for c in ("idec-pytorch", "idec-keras", "clustpy") for name in ("IDEC", "IDEC + graph")},
+    "neighbours": {f"{k} neighbours": dict(n_neighbors=k) for k in (1, 3, 5, 10, 20)},
+    "graph-form": {"edges in the batch, eq. (6)": dict(),
+                   **{f"edges in the batch, {name}": dict(graph_scaling=scaling) for name, scaling in
+                      (("mean over edges", "edges"), ("mean over pairs", "pairs"), ("sum", "sum"))},
+                   "whole graph, eq. (6)": dict(graph_scope="all"),
+                   "whole graph, sum": dict(graph_scope="all", graph_scaling="sum")},
+}
+PAPER = dict(precision="float32", stop_rule=None)
+QUICK = dict(pretrain_epochs=100, max_epochs=30, precision="float32")

@@ -36,7 +36,7 @@ def test_help_and_version_are_quick_to_import():
 @pytest.mark.parametrize("words, part", [
     (["run", "idek"], "did you mean 'idec'"), (["run", "idec", "--profile", "fast"], "quick or paper"),
     (["run", "idec", "--variant", "IDEC+graph"], "did you mean 'IDEC + graph'"), (["run", "idec", "--seeds", "x"], "list (0,3,7)"),
-    (["run", "idec", "--study", "graph-wait"], "did you mean 'graph-weight'"), (["run", "kmeans", "--study", "x"], "studies: all"),
+    (["run", "idec", "--study", "graph-wait"], "did you mean 'graph-weight'"), (["run", "kmeans", "--study", "x"], "k-means has no studies"),
     (["run", "idec", "--seeds", "0"], "at least one"), (["run", "idec", "--set", "lrr=1"], "did you mean 'lr'"),
     (["run", "idec", "--set", "lr"], "name=value"), (["nothing"], "No such command")])
 def test_usage_errors_exit_with_2(words, part):
@@ -98,8 +98,8 @@ def test_run_of_a_study_shares_pretraining(tmp_path):
     result = invoke(*words, "--seeds", 1)
     assert result.exit_code == 0, result.output
     records = [json.loads(f.read_text()) for f in tmp_path.rglob("seed-0.json")]
-    assert sorted(r["settings"]["graph_weight"] for r in records) == [.001, .002, .003, .004, .004, .005]
-    assert sorted(r["pretrain_shared"] for r in records) == 2 * [False] + 4 * [True]  # two weights in phase 1
+    assert sorted(r["settings"]["graph_weight"] for r in records) == sorted([.001] + 2 * [.002, .003, .004, .005])
+    assert sorted(r["pretrain_shared"] for r in records) == 5 * [False] + 4 * [True]  # five weights in phase 1
     assert "weight 0.004 in both phases" in result.output and not list(tmp_path.rglob("*.pt"))
 
 

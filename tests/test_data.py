@@ -531,7 +531,7 @@ def test_list_sets(fake):
     table = list_sets().set_index("name")
     assert table.columns.tolist() == ["kind", "sizes", "classes", "n", "licence", "found", "offline"]
     names = {name for name, info in medmnist.INFO.items() if "3D" not in info["python_class"]}
-    assert set(table.index) == names | {"phantom", "wdbc", "digits"}
+    assert set(table.index) == names | {"phantom", "wdbc", "digits", "busi"}
     assert table.index[table.offline].tolist() == ["wdbc", "digits", "phantom"]
     assert table.loc["digits", ["sizes", "classes", "n", "licence", "found"]].tolist() == ["-", 10, "1797", "CC BY 4.0", "-"]
     assert table.loc["breastmnist", ["sizes", "n", "found", "classes"]].tolist() == ["28, 64, 128, 224", "780", "-", 2]
@@ -540,7 +540,7 @@ def test_list_sets(fake):
 
 
 @pytest.mark.parametrize("call, error, match", [
-    (lambda: load("brestmnist"), ValueError, "Did you mean 'breastmnist'.*Accepted: wdbc, digits, phantom, pathmnist"),
+    (lambda: load("brestmnist"), ValueError, "Did you mean 'breastmnist'.*Accepted: wdbc, digits, phantom, busi, pathmnist"),
     (lambda: load("zzz"), ValueError, r"unknown image set 'zzz'\. Accepted"),
     (lambda: load(None), ValueError, "unknown image set None"),
     (lambda: load("organmnist3d"), ValueError, "unknown image set"),
@@ -565,7 +565,7 @@ def test_medmnist_is_imported_late_and_may_be_missing():
             "from bc_clust.data import load, list_sets\n"
             "assert len(load('wdbc')) == 569 and len(load('phantom', n=3)) == 3 and len(load('digits')) == 1797\n"
             "assert 'torch' not in sys.modules\n"
-            "assert list_sets().name.tolist() == ['wdbc', 'digits', 'phantom']\n"
+            "assert list_sets().name.tolist() == ['wdbc', 'digits', 'phantom', 'busi']\n"
             "try: load('breastmnist')\n"
             "except ValueError as error: assert 'medmnist is not installed' in str(error)\n"
             "else: raise SystemExit('no error')\n")
