@@ -112,7 +112,7 @@ def arcface_logits(Z, W, y, margin=0.5, scale=30.0):
     cosine, own = class_cosines(Z, W), y[:, None]
     return scale * cosine.scatter(1, own, add_margin(cosine.gather(1, own), margin))
 
-
+# %% ../nbs/10_arcface.ipynb #e9d6a1b0
 def arcface_loss(Z, W, y, margin=0.5, scale=30.0, weight=None):
     r"""ArcFace loss $L_3$, the mean over the images.
 

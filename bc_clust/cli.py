@@ -53,7 +53,7 @@ def variants(method, n_clusters, profile="quick", variant=None, settings=(), stu
         return {variant: cls(n_clusters).set_params(**{**profiled, **named[variant], **chosen})}
     return {label: cls(n_clusters).set_params(**{**profiled, **chosen, **own}) for label, own in named.items()}
 
-
+# %% ../nbs/60_cli.ipynb #96b5bc58
 def _named(module, study, name):
     "The variants of a study, or, without one, of the method."
     if study is None:

@@ -81,7 +81,7 @@ def _bound(node):
     targets = getattr(node, "targets", [node.target] if hasattr(node, "target") else [])
     return {n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)}
 
-
+# %% ../nbs/07_experiments.ipynb #79659752
 @lru_cache
 def _definitions(source):
     "What each name of a module means: its definitions as source, or where it is imported from."
@@ -111,7 +111,7 @@ def _reach(module, name, seen, parts):
         for other in used:
             _reach(module, other, seen, parts)
 
-
+# %% ../nbs/07_experiments.ipynb #c8abb889
 def code_digest(estimator):
     """Twelve hexadecimal digits of the source that fits the estimator.
 

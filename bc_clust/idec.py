@@ -127,7 +127,7 @@ def _nearest(x, n_neighbors, block=512):
         found.append(torch.cat(names, 1).gather(1, best))
     return torch.cat(found)
 
-
+# %% ../nbs/30_idec.ipynb #fced1a4f
 def neighbour_graph(x, n_neighbors=5, method="exact"):
     """Edges of the symmetric nearest-neighbour graph, eq. (7), by Euclidean distance.
 
@@ -153,7 +153,7 @@ def neighbour_graph(x, n_neighbors=5, method="exact"):
     edge = torch.unique(torch.minimum(i, j) * len(x) + torch.maximum(i, j))  # one number an edge: found twice, kept once
     return torch.stack([edge // len(x), edge % len(x)])
 
-
+# %% ../nbs/30_idec.ipynb #140312f9
 def _nearest_approximate(x, n_neighbors):
     try:
         pynndescent = import_module("pynndescent")

@@ -235,6 +235,15 @@ def test_tables_of_readme_and_notebook_are_those_of_the_records():
     assert any(set(table["accuracy"]) | set(table["nmi"]) <= values for values in shown), "30_idec: run the notebook again"
 
 
+def test_the_readmes_counts_of_collapsed_stops_are_those_of_the_records():
+    rows = {**variants("idec", 2, "paper", study="graph-weight"), **variants("idec", 2, "paper", study="learning-rate")}
+    stops = study_records(rows, "breastmnist").query("reading == 'stop' and fired == True and smallest_share < 0.05")
+    counts = stops.groupby("label").size()
+    text = " ".join((results_folder().parent / "README.md").read_text("utf-8").split())
+    assert counts["weight 0.004 in both phases"] == 5 and "ends five of ten runs there" in text
+    assert all(counts[f"lr {lr}"] == 10 for lr in (.002, .003, .004, .005)) and "at learning rates of 0.002 and more" in text
+
+
 def test_markdown_table():
     table = pd.DataFrame({"top_accuracy": ["0.5"]}, index=pd.Index(["k-means"], name="method"))
     assert markdown_table(table).splitlines() == ["| method | top accuracy |", "| --- | --- |", "| k-means | 0.5 |"]
