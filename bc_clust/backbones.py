@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from .data import _CONNECT_SECONDS, DataIntegrityError, DataUnavailableError, _open_url, data_folders
@@ -354,13 +355,16 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)   # of red, green and blue, values from 0 
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def imagenet_input(images):
-    """Images as networks with ImageNet weights expect them. The size is left as it is.
+def imagenet_input(images, size=None):
+    """Images as networks with ImageNet weights expect them.
 
     Parameters
     ----------
     images : array or torch.Tensor, (n, h, w) grey or (n, h, w, 3) colour
         uint8, or floats with values from 0 to 1 (their range is not checked: that would make a GPU wait).
+    size : int, optional
+        Side in pixels to which the images, squares then, are brought (bilinear, smoothed first where they shrink).
+        None leaves them as they are.
 
     Returns
     -------
@@ -371,13 +375,17 @@ def imagenet_input(images):
     Raises
     ------
     ValueError
-        For another shape or dtype.
+        For another shape or dtype; with a `size`, for images that are not square, which it would squash.
     """
     x = torch.as_tensor(images)
     if not (x.ndim == 3 or x.ndim == 4 and x.shape[3] == 3):
         raise ValueError(f"images have shape {tuple(x.shape)}; give (n, h, w) for grey or (n, h, w, 3) for colour")
     if x.dtype != torch.uint8 and not x.is_floating_point():
         raise ValueError(f"images have dtype {x.dtype}; give uint8, or floats from 0 to 1")
-    x = x[:, None] if x.ndim == 3 else x.movedim(3, 1)
+    x = to_float(x[:, None] if x.ndim == 3 else x.movedim(3, 1))
+    if size is not None and x.shape[2] != x.shape[3]:
+        raise ValueError(f"images are {x.shape[2]} by {x.shape[3]} pixels and would be squashed; pad or crop them to squares first")
+    if size is not None and x.shape[2] != size:
+        x = F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
     mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return (to_float(x) - mean) / std
+    return (x - mean) / std

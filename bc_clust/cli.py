@@ -20,7 +20,7 @@ from typing import Annotated, List, Optional
 import typer
 
 # %% ../nbs/60_cli.ipynb #27f8e24c
-METHODS = {"kmeans": ("sklearn.cluster", "KMeans"), "idec": ("bc_clust.idec", "IDEC")}
+METHODS = {"kmeans": ("sklearn.cluster", "KMeans"), "arcface": ("bc_clust.arcface", "ArcFace"), "idec": ("bc_clust.idec", "IDEC")}
 
 
 def variants(method, n_clusters, profile="quick", variant=None, settings=(), study=None):
@@ -29,7 +29,7 @@ def variants(method, n_clusters, profile="quick", variant=None, settings=(), stu
     Parameters
     ----------
     method : a key of `METHODS`
-    n_clusters : int
+    n_clusters : int; a method that is trained with labels takes their number from them
     profile : "quick" or "paper"
     variant : only this one, or None for all
     study : a key of the module's `STUDIES`, which holds other variants, or "all" for those of every study
@@ -48,10 +48,11 @@ def variants(method, n_clusters, profile="quick", variant=None, settings=(), stu
         named = _named(import_module(module), study, name)
     if variant is not None and variant not in named:
         raise typer.BadParameter(f"unknown variant {variant!r}{_near(variant, named)}; variants: {', '.join(named)}")
-    chosen = parse_settings(settings, cls().get_params(deep=False))
+    accepted = cls().get_params(deep=False)
+    chosen, fixed = parse_settings(settings, accepted), {"n_clusters": n_clusters} if "n_clusters" in accepted else {}
     if variant is not None:
-        return {variant: cls(n_clusters).set_params(**{**profiled, **named[variant], **chosen})}
-    return {label: cls(n_clusters).set_params(**{**profiled, **chosen, **own}) for label, own in named.items()}
+        return {variant: cls(**{**fixed, **profiled, **named[variant], **chosen})}
+    return {label: cls(**{**fixed, **profiled, **chosen, **own}) for label, own in named.items()}
 
 # %% ../nbs/60_cli.ipynb #96b5bc58
 def _named(module, study, name):
@@ -120,7 +121,7 @@ def _seeds(text):
 
 # %% ../nbs/60_cli.ipynb #2608d89d
 @app.command()
-def run(method: Annotated[str, typer.Argument(help="idec or kmeans")],
+def run(method: Annotated[str, typer.Argument(help="arcface, idec or kmeans")],
         data: Annotated[str, typer.Option(help="name of a data set, see `bc_clust data list`")] = "breastmnist",
         task: Annotated[Optional[str], typer.Option(help="the question, where a set has several")] = None,
         size: Annotated[Optional[int], typer.Option(help="pixels a side")] = None,
@@ -170,11 +171,17 @@ def _records_of(experiments, todo, images, results):
 
 def _echo_tables(experiments, frame):
     "The table of each reading, and the largest class beside it."
+    taught = frame["reading"].str.startswith(("training", "held out"))   # of methods that are trained with labels
+    clustered = frame[~taught]
     for reading, title in (("last", "at the last epoch"), ("stop", "where the paper's stop rule fires"),
                            ("guarded", "where it fires on no cluster below min_share"),
                            ("best_by_labels", "best epoch by labels (peeking, not a result)")):
-        if reading in set(frame["reading"]):
-            typer.echo(f"\n{title}\n{experiments.score_table(frame, reading).to_string()}")
+        if reading in set(clustered["reading"]):
+            typer.echo(f"\n{title}\n{experiments.score_table(clustered, reading).to_string()}")
+    for reading in frame.loc[taught, "reading"].unique():
+        answers = reading.endswith(("classifier", "probe"))
+        scores = ("accuracy", "majority_share", "balanced_accuracy", "auc") if answers else experiments.SCORES
+        typer.echo(f"\n{reading}\n{experiments.score_table(frame[taught], reading, scores).to_string()}")
 
 # %% ../nbs/60_cli.ipynb #6dcdcc7a
 @app.command()

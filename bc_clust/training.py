@@ -520,7 +520,10 @@ def save(estimator, path, half=False):
             state = {f"{name}/{k}": v.detach().cpu().contiguous() for k, v in value.state_dict().items()}
             tensors.update({k: v.half() if half and v.is_floating_point() else v for k, v in state.items()})
         elif isinstance(value, np.ndarray) and name.endswith("_"):
-            tensors[name] = torch.from_numpy(np.array(value))
+            if value.dtype.kind in "OSU":  # words, such as the names of classes
+                plain[name] = {"words": value.tolist()}
+            else:
+                tensors[name] = torch.from_numpy(np.array(value))
         elif isinstance(value, pd.DataFrame):
             plain[name] = {"frame": value.to_dict(orient="list")}
         elif name.endswith("_") and not name.startswith("_"):
@@ -568,7 +571,8 @@ def load_estimator(path):
     try:
         estimator = cls(**settings)
         for name, item in head["fitted"].items():
-            setattr(estimator, name, pd.DataFrame(item["frame"]) if "frame" in item else item["value"])
+            value = pd.DataFrame(item["frame"]) if "frame" in item else np.array(item["words"]) if "words" in item else item["value"]
+            setattr(estimator, name, value)
         modules = {}
         for key, tensor in tensors.items():
             name, _, rest = key.partition("/")

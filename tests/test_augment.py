@@ -1,9 +1,10 @@
-"""mask_noise: what holds for every draw, edge cases, repeats of a seed, expectations, bad input."""
+"""Augmentations: what holds for every draw, edge cases, repeats of a seed, expectations, bad input; torchvision as oracle."""
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms import functional as TF
 
-from bc_clust.augment import mask_noise
+from bc_clust.augment import affine, mask_noise, random_affine, random_flip, random_intensity
 
 
 def seeded(seed):
@@ -104,7 +105,7 @@ def test_generator_on_another_device():
 
 
 @pytest.mark.gpu
-def test_on_the_gpu():
+def test_mask_noise_on_the_gpu():
     x = torch.ones(1000, 100, device="cuda")
     generator = torch.Generator(device="cuda")
     out = mask_noise(x, 0.3, generator.manual_seed(0))
@@ -112,3 +113,344 @@ def test_on_the_gpu():
     assert torch.equal(out, mask_noise(x, 0.3, generator.manual_seed(0)))
     with pytest.raises(ValueError, match="generator is on cpu"):
         mask_noise(x, 0.3, seeded(0))
+
+
+# ---- what the augmentations of images share ---------------------------------------------------
+
+AUGMENTATIONS = [random_flip, random_affine, random_intensity]
+each_augmentation = pytest.mark.parametrize("augment", AUGMENTATIONS, ids=lambda f: f.__name__)
+
+
+def images(*shape, seed=0):
+    return torch.rand(shape, generator=seeded(seed))
+
+
+@each_augmentation
+@pytest.mark.parametrize("shape", [(5, 8, 8), (5, 9, 14), (5, 1, 8, 8), (5, 3, 14, 9), (1, 7, 7), (6, 5, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_shape_dtype_and_device_stay_and_x_is_not_changed(augment, shape, dtype):
+    x = images(*shape).to(dtype)
+    before = x.clone()
+    out = augment(x, generator=seeded(1))
+    assert out.shape == x.shape and out.dtype == dtype and out.device == x.device
+    assert torch.equal(x, before) and out.data_ptr() != x.data_ptr()
+    assert out.min() >= 0 and out.max() <= 1 + 1e-5
+
+
+@each_augmentation
+def test_the_generator_decides_which_images_change(augment):
+    x = images(20, 12, 12)
+    torch.manual_seed(0)
+    expected = torch.rand(5)
+    torch.manual_seed(0)
+    first = augment(x, generator=seeded(3))
+    assert torch.equal(torch.rand(5), expected), "the global generator was used"
+    assert torch.equal(first, augment(x, generator=seeded(3))) and not torch.equal(first, augment(x, generator=seeded(4)))
+    generator = seeded(3)
+    assert not torch.equal(augment(x, generator=generator), augment(x, generator=generator))
+    torch.manual_seed(3)
+    assert torch.equal(augment(x), first), "the global seed decides where no generator is given"
+
+
+@each_augmentation
+def test_channels_change_together_and_grey_images_as_with_one_channel(augment):
+    x = images(20, 11, 13)
+    grey = augment(x, generator=seeded(5))
+    colour = augment(x[:, None].repeat(1, 3, 1, 1), generator=seeded(5))
+    for c in range(3):
+        assert torch.allclose(colour[:, c], grey, atol=1e-6)
+    assert torch.allclose(augment(x[:, None], generator=seeded(5))[:, 0], grey, atol=1e-6)
+
+
+@each_augmentation
+def test_precision_does_not_change_the_draw(augment):
+    x = images(20, 12, 12)
+    for dtype, atol in ((torch.float64, 1e-5), (torch.bfloat16, 0.01)):
+        out = augment(x.to(dtype), generator=seeded(6)).float()
+        assert torch.allclose(out, augment(x.to(dtype).float(), generator=seeded(6)), atol=atol)
+
+
+@pytest.mark.parametrize("augment", [random_affine, random_intensity], ids=lambda f: f.__name__)
+def test_every_image_has_a_draw_of_its_own(augment):
+    out = augment(images(1, 12, 12).repeat(200, 1, 1), generator=seeded(0))
+    assert len({image.numpy().tobytes() for image in out}) == 200
+
+
+@each_augmentation
+def test_gradient_passes(augment):
+    x = (0.4 + 0.2 * images(4, 8, 8)).requires_grad_()
+    augment(x, generator=seeded(0)).sum().backward()
+    assert x.grad.shape == x.shape and (x.grad > 0).any(dim=(1, 2)).all()
+
+
+@each_augmentation
+@pytest.mark.parametrize("x", [np.ones((2, 4, 4), np.float32), torch.ones(2, 4, 4, dtype=torch.uint8), torch.ones(2, 4, 4, dtype=torch.long), [1.0]])
+def test_images_that_are_no_float_tensor(augment, x):
+    with pytest.raises(TypeError, match="give a floating-point tensor, for example"):
+        augment(x)
+
+
+@each_augmentation
+@pytest.mark.parametrize("shape", [(), (4,), (4, 4), (1, 2, 3, 4, 4), (0, 4, 4), (2, 0, 4), (2, 0, 4, 4)])
+def test_axes_that_are_no_batch_of_images(augment, shape):
+    with pytest.raises(ValueError, match=r"give at least one image in a batch \(n, h, w\) or \(n, c, h, w\)"):
+        augment(torch.ones(shape))
+
+
+@each_augmentation
+def test_channels_last(augment):
+    with pytest.raises(ValueError, match=r"channels last.*movedim\(3, 1\)"):
+        augment(torch.ones(2, 8, 8, 3))
+    assert augment(torch.ones(2, 3, 8, 4)).shape == (2, 3, 8, 4)
+
+
+@each_augmentation
+def test_generators_that_cannot_serve(augment):
+    with pytest.raises(ValueError, match="generator is on cpu but x on meta"):
+        augment(torch.ones(2, 4, 4, device="meta"), generator=seeded(0))
+    with pytest.raises(TypeError, match="generator is 3; give a torch.Generator"):
+        augment(torch.ones(2, 4, 4), generator=3)
+
+
+@pytest.mark.parametrize("augment, name, most", [
+    (random_flip, "p", 1), (random_affine, "degrees", 180), (random_affine, "zoom", 0.9), (random_affine, "shift", 1),
+    (random_intensity, "brightness", 1), (random_intensity, "contrast", 1)])
+def test_parameters_out_of_range(augment, name, most):
+    x = images(3, 6, 6)
+    for bad in (-0.01, most + 0.01, float("nan"), float("inf"), None, "0.3", True):
+        with pytest.raises(ValueError, match=f"^{name}=.*use a number of at least 0 and at most {most}"):
+            augment(x, **{name: bad})
+    for right in (0, most):
+        assert augment(x, **{name: right}).isfinite().all()
+
+
+# ---- random_flip ------------------------------------------------------------------------------
+
+
+def test_flip_keeps_or_mirrors_left_to_right():
+    x = images(300, 2, 5, 6)
+    out = random_flip(x, 0.5, seeded(1))
+    kept, mirrored = ((out == other).flatten(1).all(1) for other in (x, torch.from_numpy(x.numpy()[:, :, :, ::-1].copy())))
+    assert (kept ^ mirrored).all() and kept.any() and mirrored.any()
+    assert torch.equal(random_flip(x, 0), x)
+    assert torch.equal(random_flip(x, 1), torch.stack([TF.hflip(image) for image in x]))
+
+
+@pytest.mark.parametrize("p", [0.05, 0.3, 0.5, 0.9])
+def test_share_of_mirrored_images_is_p(p):
+    x = torch.tensor([0.0, 1.0]).expand(20_000, 1, 2)
+    mirrored = random_flip(x, p, seeded(0))[:, 0, 0].double()
+    tolerance = 5 * (p * (1 - p) / len(x)) ** 0.5
+    assert abs(mirrored.mean().item() - p) < tolerance
+    neighbours = ((mirrored[1:] - p) * (mirrored[:-1] - p)).mean().item() / (p * (1 - p))
+    assert abs(neighbours) < 5 / len(x) ** 0.5, "neighbours in the batch are not drawn on their own"
+
+
+def test_flip_is_mirrored_half_the_time_where_nothing_is_said():
+    out = random_flip(torch.tensor([0.0, 1.0]).expand(20_000, 1, 2), generator=seeded(0))
+    assert abs(out[:, 0, 0].mean().item() - 0.5) < 5 * 0.5 / 20_000**0.5
+
+
+# ---- affine -----------------------------------------------------------------------------------
+
+PLACES = [(0, 1.0, 0.0, 0.0), (10, 1.0, 0.0, 0.0), (-10, 1.0, 0.0, 0.0), (0, 1.2, 0.0, 0.0), (0, 0.8, 0.0, 0.0),
+          (0, 1.0, 0.1, 0.0), (0, 1.0, 0.0, 0.1), (25, 0.8, 0.05, -0.1), (-7, 1.1, -0.03, 0.02), (170, 1.5, 0.2, 0.3)]
+
+
+def by_torchvision(x, places):
+    """Image by image, (n, c, h, w) or (n, h, w)."""
+    h, w = x.shape[-2:]
+    return torch.stack([
+        TF.affine(image if x.ndim == 4 else image[None], angle=angle, translate=[right * w, down * h], scale=zoom, shear=[0.0, 0.0],
+                  interpolation=TF.InterpolationMode.BILINEAR).reshape(image.shape)
+        for image, (angle, zoom, right, down) in zip(x, places)])
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (40, 60), (61, 33), (1, 40, 60), (3, 33, 33), (3, 50, 24)])
+def test_affine_equals_torchvision_image_by_image(shape):
+    x = images(len(PLACES), *shape)
+    numbers = torch.tensor(PLACES)
+    out = affine(x, numbers[:, 0], numbers[:, 1], numbers[:, 2:])
+    difference = (out - by_torchvision(x, PLACES)).flatten(1).abs().amax(1)
+    assert (difference < 5e-5).all(), dict(zip(PLACES, difference.tolist()))
+
+
+def test_random_affine_is_affine_with_four_draws_an_image():
+    x = images(30, 20, 30)
+    u = 2 * torch.rand(4, 30, generator=seeded(2)) - 1
+    out = random_affine(x, 15, 0.2, 0.1, seeded(2))
+    assert torch.equal(out, affine(x, 15 * u[0], 1 + 0.2 * u[1], 0.1 * u[2:].T))
+    places = zip((15 * u[0]).tolist(), (1 + 0.2 * u[1]).tolist(), *(0.1 * u[2:]).tolist())
+    assert torch.allclose(out, by_torchvision(x, places), atol=5e-5)
+
+
+def test_affine_leaves_the_image_where_there_is_nothing_to_do():
+    for x in (images(4, 9, 9), images(4, 3, 8, 13), images(2, 224, 224)):
+        n = len(x)
+        assert torch.allclose(affine(x, torch.zeros(n), torch.ones(n), torch.zeros(n, 2)), x, atol=5e-5)
+        assert torch.allclose(random_affine(x, 0, 0, 0), x, atol=5e-5)
+
+
+def test_affine_turns_clockwise_moves_right_and_down_and_fills_with_black():
+    x = 0.5 + 0.5 * images(3, 8, 8)
+    quarter = affine(x, [90, -90, 180], [1, 1, 1], [[0, 0]] * 3)
+    for out, image, turns in zip(quarter, x, (-1, 1, 2)):  # numpy counts anticlockwise
+        np.testing.assert_allclose(out.numpy(), np.rot90(image.numpy(), turns), atol=1e-5)
+    moved = affine(x, [0] * 3, [1] * 3, [[0.25, 0.125]] * 3)  # two columns, one row
+    assert torch.allclose(moved[:, 1:, 2:], x[:, :-1, :-2], atol=1e-5)
+    assert moved[:, 0].abs().max() < 1e-5 and moved[:, :, :2].abs().max() < 1e-5
+    small = affine(x, [0] * 3, [0.5] * 3, [[0, 0]] * 3)
+    mean_of_four = x.reshape(3, 4, 2, 4, 2).mean((2, 4))
+    assert torch.allclose(small[:, 2:6, 2:6], mean_of_four, atol=1e-5)
+    assert small[:, :2].max() < 1e-5 and small[:, :, 6:].max() < 1e-5
+
+
+def test_affine_enlarges_before_it_moves():
+    x = torch.zeros(1, 9, 9)
+    x[0, 4, 5] = 1.0  # one to the right of the middle
+    out = affine(x, [0], [2], [[1 / 9, 0]])
+    assert out[0].argmax().item() == 4 * 9 + 7  # 2 * 1 + 1 to the right
+
+
+def test_affine_in_full_precision_under_autocast():
+    x, numbers = images(len(PLACES), 96, 96), torch.tensor(PLACES)
+    expected = affine(x, numbers[:, 0], numbers[:, 1], numbers[:, 2:])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = affine(x, numbers[:, 0], numbers[:, 1], numbers[:, 2:])
+        assert out.dtype == torch.float32 and torch.equal(out, expected)
+
+
+def test_affine_of_double_precision_is_as_exact_as_that():
+    x = images(2, 30, 40).double()
+    out = affine(x, [0, 0], [1, 1], torch.full((2, 2), 0.1, dtype=torch.float64))  # four columns, three rows
+    assert out.dtype == torch.float64 and (out[:, 3:, 4:] - x[:, :-3, :-4]).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("name, bad, message", [
+    ("angle", torch.zeros(2), r"angle has shape \(2,\); give \(3,\)"),
+    ("angle", 10.0, r"angle has shape \(\); give \(3,\)"),
+    ("zoom", torch.ones(3, 1), r"zoom has shape \(3, 1\); give \(3,\)"),
+    ("shift", torch.zeros(3), r"shift has shape \(3,\); give \(3, 2\)"),
+    ("shift", torch.zeros(2, 3), r"shift has shape \(2, 3\); give \(3, 2\)"),
+    ("angle", torch.tensor([0.0, float("nan"), 0.0]), "angle holds .*finite numbers"),
+    ("shift", torch.full((3, 2), float("inf")), "shift holds .*finite numbers"),
+    ("zoom", torch.tensor([1.0, 0.0, 1.0]), "zoom holds 0 to 1; give finite numbers above 0"),
+    ("zoom", torch.tensor([1.0, -1.0, 1.0]), "zoom holds -1 to 1; give finite numbers above 0")])
+def test_affine_refuses_bad_parameters(name, bad, message):
+    given = {"angle": torch.zeros(3), "zoom": torch.ones(3), "shift": torch.zeros(3, 2), name: bad}
+    with pytest.raises(ValueError, match=message):
+        affine(images(3, 6, 6), **given)
+
+
+def test_affine_refuses_what_is_no_batch():
+    with pytest.raises(TypeError, match="floating-point tensor"):
+        affine(torch.ones(2, 4, 4, dtype=torch.uint8), [0, 0], [1, 1], [[0, 0]] * 2)
+    with pytest.raises(ValueError, match="give at least one image"):
+        affine(torch.ones(4, 4), [0] * 4, [1] * 4, [[0, 0]] * 4)
+
+
+# ---- random_affine ----------------------------------------------------------------------------
+
+
+def recovered(n, **settings):
+    """Angle, zoom and moves of `n` draws, read from images whose greys are positions (0 in the middle, in sides)."""
+    side, first, last = 64, 24, 39
+    place = (torch.arange(side, dtype=torch.float64) + 0.5) / side
+    x = torch.stack([place.expand(side, side), place[:, None].expand(side, side)]).expand(n, 2, side, side)
+    out = random_affine(x, generator=seeded(0), **settings).numpy() - 0.5
+    run = (last - first) / side
+    to_right = (out[:, :, first, last] - out[:, :, first, first]) / run  # columns of R^T / z
+    to_down = (out[:, :, last, first] - out[:, :, first, first]) / run
+    matrix = np.stack([to_right, to_down], axis=2)
+    middle = out[:, :, [first, last], [first, last]].mean(2)
+    angle = np.degrees(np.arctan2(-matrix[:, 1, 0], matrix[:, 0, 0]))
+    zoom = np.linalg.det(matrix) ** -0.5
+    shift = -np.linalg.solve(matrix, middle[:, :, None])[:, :, 0]
+    return {"degrees": angle, "zoom": zoom - 1, "right": shift[:, 0], "down": shift[:, 1]}
+
+
+@pytest.mark.parametrize("settings", [{}, {"degrees": 3, "zoom": 0.2, "shift": 0.1}, {"degrees": 20, "zoom": 0.05, "shift": 0.02}])
+def test_random_affine_draws_uniformly_from_its_ranges(settings):
+    n, found = 2000, recovered(2000, **settings)
+    full = {"degrees": 10, "zoom": 0.1, "shift": 0.05, **settings}
+    for name, values in found.items():
+        most = full.get(name, full["shift"])
+        share = values / most
+        assert np.abs(share).max() < 1 + 1e-3, f"{name} beyond its range"
+        assert share.min() < -0.99 and share.max() > 0.99, f"{name} does not reach its ends"
+        assert abs(share.mean()) < 5 / 3**0.5 / n**0.5, f"{name} leans to one side"
+        assert abs((share**2).mean() - 1 / 3) < 5 * (4 / 45) ** 0.5 / n**0.5, f"{name} is not uniform"
+    correlation = np.corrcoef([*found.values()]) - np.eye(4)
+    assert np.abs(correlation).max() < 5 / n**0.5, "the four numbers of an image are not drawn on their own"
+
+
+@pytest.mark.parametrize("name", ["degrees", "zoom", "shift"])
+def test_each_part_of_random_affine_alone(name):
+    found = recovered(50, **{"degrees": 0, "zoom": 0, "shift": 0, name: 0.1})
+    for key, values in found.items():
+        moves = key == name or (name == "shift" and key in ("right", "down"))
+        assert (np.abs(values) > 1e-3).any() if moves else np.abs(values).max() < 1e-4, key
+
+
+# ---- random_intensity -------------------------------------------------------------------------
+
+
+def test_intensity_is_a_factor_and_an_offset():
+    x = torch.tensor([0.4, 0.6]).expand(5000, 1, 2).double()
+    out = random_intensity(x, 0.1, 0.2, seeded(0))[:, 0].numpy()
+    factor = (out[:, 1] - out[:, 0]) / 0.2
+    offset = out[:, 0] - 0.4 * factor
+    for name, share in (("factor", (factor - 1) / 0.2), ("offset", offset / 0.1)):
+        assert np.abs(share).max() < 1 + 1e-5 and share.min() < -0.99 and share.max() > 0.99, name
+        assert abs(share.mean()) < 5 / 3**0.5 / 5000**0.5, name
+        assert abs((share**2).mean() - 1 / 3) < 5 * (4 / 45) ** 0.5 / 5000**0.5, name
+    assert abs(np.corrcoef(factor, offset)[0, 1]) < 5 / 5000**0.5
+
+
+def test_intensity_is_one_draw_for_all_pixels_of_an_image():
+    x = 0.4 + 0.2 * images(10, 3, 6, 5)
+    out = random_intensity(x, generator=seeded(0))
+    for before, after in zip(x.flatten(1).double(), out.flatten(1).double()):
+        fit = np.polyfit(before, after, 1)
+        np.testing.assert_allclose(np.polyval(fit, before), after, atol=1e-6)
+
+
+@pytest.mark.parametrize("brightness, contrast", [(0.1, 0.2), (0.3, 0), (0, 0.3)])
+def test_expectation_and_spread_of_the_brightness(brightness, contrast):
+    n, grey = 20_000, 0.5
+    out = random_intensity(torch.full((n, 1, 1), grey), brightness, contrast, seeded(0)).double()
+    sd = (((grey * contrast) ** 2 + brightness**2) / 3) ** 0.5
+    assert abs(out.mean().item() - grey) < 5 * sd / n**0.5
+    assert abs(out.std().item() / sd - 1) < 0.03
+
+
+def test_intensity_clips_to_black_and_white():
+    x = torch.tensor([0.0, 0.1, 0.9, 1.0]).expand(2000, 1, 4)
+    out = random_intensity(x, 0.5, 0.5, seeded(0))
+    assert out.min() == 0 and out.max() == 1
+    assert abs((out[:, 0, 0] == 0).double().mean().item() - 0.5) < 5 * 0.5 / 2000**0.5, "half of the offsets are below 0"
+    assert torch.equal(random_intensity(x, 0, 0), x)
+
+
+# ---- on a GPU ---------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@each_augmentation
+def test_augmentations_on_the_gpu(augment):
+    x = images(32, 3, 64, 48).cuda()
+    generator = torch.Generator(device="cuda")
+    out = augment(x, generator=generator.manual_seed(0))
+    assert out.device == x.device and out.shape == x.shape
+    assert torch.equal(out, augment(x, generator=generator.manual_seed(0)))
+    with pytest.raises(ValueError, match="generator is on cpu"):
+        augment(x, generator=seeded(0))
+
+
+@pytest.mark.gpu
+def test_affine_on_the_gpu():
+    x, numbers = images(len(PLACES), 3, 64, 48), torch.tensor(PLACES)
+    expected = affine(x, numbers[:, 0], numbers[:, 1], numbers[:, 2:])
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        out = affine(x.cuda(), numbers[:, 0], numbers[:, 1], numbers[:, 2:])
+    assert torch.allclose(out.cpu(), expected, atol=5e-5)

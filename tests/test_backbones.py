@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 from torchvision import models
-from torchvision.transforms.functional import normalize
+from torchvision.transforms.functional import normalize, resize
 
 from bc_clust import backbones
 from bc_clust.backbones import (IMAGENET_MEAN, IMAGENET_STD, MobileNetV3Small, count_macs, count_parameters, imagenet_input,
@@ -532,6 +532,24 @@ def test_grey_is_repeated_and_the_input_is_not_changed():
     assert torch.equal(imagenet_input(floats.double()), out) and imagenet_input(floats.double()).dtype == torch.float32
     black = imagenet_input(np.zeros((1, 2, 2), np.uint8))[0, :, 0, 0]
     assert torch.allclose(black, torch.tensor([-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225]))
+
+
+@pytest.mark.parametrize("side, size", [(28, 64), (64, 28), (40, 40)])
+def test_input_of_a_size(side, size):
+    """As torchvision resizes tensors, smoothed where they shrink; the colours are the caller's, uint8 or float."""
+    images = np.random.default_rng(2).integers(0, 256, (3, side, side), dtype=np.uint8)
+    expected = resize(torch.from_numpy(images)[:, None].float() / 255, [size, size], antialias=True)
+    out = imagenet_input(images, size)
+    assert out.shape == (3, 3, size, size)
+    assert torch.allclose(out, normalize(expected.repeat(1, 3, 1, 1), IMAGENET_MEAN, IMAGENET_STD), atol=1e-5)
+    assert torch.equal(imagenet_input(torch.from_numpy(images) / 255, size), out)
+
+
+def test_a_size_does_not_squash():
+    images = np.zeros((2, 30, 40), np.uint8)
+    with pytest.raises(ValueError, match="30 by 40 pixels.*pad or crop"):
+        imagenet_input(images, 224)
+    assert imagenet_input(images).shape == (2, 3, 30, 40)
 
 
 @pytest.mark.parametrize("images", [np.zeros((4, 4), np.uint8), np.zeros((2, 4, 4, 1), np.uint8), np.zeros((2, 3, 4, 4), np.uint8),

@@ -1,4 +1,5 @@
 """Records: what they hold, when they are skipped or stale, and that tables equal what the records say."""
+import dataclasses
 import json
 import re
 
@@ -6,14 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import safetensors.numpy
+from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.pipeline import make_pipeline
 
 from bc_clust import experiments
 from bc_clust.cli import variants
-from bc_clust.data import phantom
-from bc_clust.experiments import (code_digest, markdown_table, paper_table, path_scores, read_records, record_folder,
+from bc_clust.data import grouped_folds, phantom
+from bc_clust.experiments import (PROTOCOL, cluster_embedding, code_digest, markdown_table, paper_table, path_scores, read_records, record_folder,
                                   results_folder, run, score_table, settings_hash, settings_of, smallest_share,
                                   study_records, write_report)
 from bc_clust.idec import IDEC
@@ -345,3 +347,93 @@ def test_committed_scores_follow_from_the_committed_labels(breastmnist):
         scores = clustering_scores(breastmnist.labels, stored["labels"])
         for name in ("accuracy", "balanced_accuracy", "nmi", "ari", "majority_share"):
             assert record["scores"]["last"][name] == pytest.approx(scores[name], abs=1e-12), (file, name)
+
+
+# --- estimators that are trained with labels ---------------------------------------------------------------------------
+
+class Taught(ClassifierMixin, TransformerMixin, BaseEstimator):
+    """The class mean of what it was given, remembering what that was; its embedding is the label on rows it has seen, noise elsewhere."""
+    calls = []
+
+    def __init__(self, random_state=None, width=3):
+        self.random_state, self.width = random_state, width
+
+    def fit(self, X, y):
+        self.X_, self.y_, self.classes_ = X, y, np.unique(y)
+        Taught.calls.append((X, y, self.random_state))
+        return self
+
+    def transform(self, X):
+        rng, seen = np.random.default_rng(self.random_state), {row.tobytes(): label for row, label in zip(self.X_, self.y_)}
+        return np.array([10 * np.eye(self.width)[seen[row.tobytes()]] if row.tobytes() in seen else np.zeros(self.width) for row in X]
+                        ) + rng.normal(size=(len(X), self.width))
+
+    def predict_proba(self, X):
+        Z = self.transform(X)
+        return np.exp(Z) / np.exp(Z).sum(1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    images = phantom(n=150, size=12, random_state=1)
+    images = dataclasses.replace(images, groups=np.arange(150) // 2)
+    folder = tmp_path_factory.mktemp("taught")
+    Taught.calls.clear()
+    records = run(Taught(), images, seeds=2, label="taught", results=folder, say=None)
+    return images, folder, records, list(Taught.calls)
+
+
+def test_a_classifier_is_fitted_on_one_grouped_split(taught):
+    images, folder, records, calls = taught
+    X = images.images.reshape(150, -1) / 255
+    for seed, (X_fit, y_fit, random_state) in enumerate(calls):
+        train, test = next(grouped_folds(images.labels, images.groups, 5, random_state=seed))
+        assert random_state == seed and np.array_equal(X_fit, X[train]) and np.array_equal(y_fit, images.labels[train])
+        stored = np.load(record_folder(Taught(), images, folder) / f"seed-{seed}.labels.npz", allow_pickle=False)
+        assert np.array_equal(stored["test"], test) and np.array_equal(stored["train"], train)
+        assert not set(images.groups[train]) & set(images.groups[test]) and len(test) == len(stored["held out, kmeans"])
+        assert stored["held out, embedding"].shape == (len(test), 3)
+    assert not np.array_equal(calls[0][1], calls[1][1])
+    assert records[0]["data"]["protocol"] == PROTOCOL
+
+
+def test_training_and_held_out_are_scored_apart(taught):
+    """What remembers is perfect on what it saw and at chance on what it did not."""
+    images, folder, records, _ = taught
+    for record in records:
+        seen, new = ({name: record["scores"][f"{part}, {name}"] for name in ("k-means", "classifier", "linear probe", "HDBSCAN")}
+                     for part in ("training", "held out"))
+        assert seen["k-means"]["nmi"] == seen["classifier"]["accuracy"] == seen["linear probe"]["accuracy"] == 1
+        assert new["k-means"]["nmi"] < 0.2 and new["classifier"]["auc"] < 0.7 and new["linear probe"]["balanced_accuracy"] < 0.6
+        assert seen["HDBSCAN"]["n_clusters"] == 3
+    stored = np.load(record_folder(Taught(), images, folder) / "seed-1.labels.npz", allow_pickle=False)
+    again = clustering_scores(images.labels[stored["test"]], stored["held out, kmeans"])
+    assert all(records[1]["scores"]["held out, k-means"][k] == v for k, v in again.items())
+    frame = read_records(folder)
+    assert score_table(frame, "training, k-means").loc["taught", "accuracy"] == "1.000 ± 0.000"
+    with pytest.raises(ValueError, match="taught has no reading 'last'; readings: training, k-means"):
+        score_table(frame)
+
+
+def test_a_record_of_another_protocol_is_stale(taught, monkeypatch):
+    images, folder, records, _ = taught
+    said = []
+    assert run(Taught(), images, seeds=2, label="taught", results=folder, say=said.append) == records
+    assert said == ["taught: 2 of 2 seeds are there, 0 to run"]
+    monkeypatch.setitem(experiments.PROTOCOL, "min_cluster_size", 12)
+    again = run(Taught(), images, seeds=[0], label="taught", results=folder, say=said.append)
+    assert "seed-0.json is stale (the data changed)" in said[1] and again[0]["data"]["protocol"]["min_cluster_size"] == 12
+
+
+def test_cluster_embedding_and_noise():
+    rng = np.random.default_rng(0)
+    Z = np.concatenate([rng.normal(c, 0.1, (40, 4)) for c in (0, 5, 10)] + [rng.uniform(-5, 15, (5, 4))])
+    kmeans, dense = cluster_embedding(Z, 3, seed=0)
+    assert len(np.unique(kmeans)) == 3 and len(np.unique(dense[:120])) == 3 and (dense[120:] == -1).any()
+    assert np.array_equal(kmeans, cluster_embedding(Z, 3, seed=0)[0])
+    assert experiments._possible("drop", np.array([-1, -1])) == "own" and experiments._possible("drop", np.array([-1, 0])) == "drop"
+
+
+def test_what_neither_clusters_nor_classifies_is_refused(images, tmp_path):
+    with pytest.raises(TypeError, match="takes estimators that cluster, or that classify and transform"):
+        run(PCA(2), images, seeds=1, results=tmp_path, say=None)
