@@ -154,7 +154,7 @@ def arcface_loss(Z, W, y, margin=0.5, scale=30.0, weight=None):
         raise ValueError(f"weight is {shape}; give a tensor ({len(W)},), a number for each class.")
     return F.cross_entropy(logits, y, None if weight is None else weight.to(logits))
 
-# %% ../nbs/10_arcface.ipynb #c4b7b2a6
+# %% ../nbs/10_arcface.ipynb #2192f314
 class ProjectionHead(nn.Sequential):
     "Features (n, n_features) to embeddings (n, embedding_dim), not yet of length 1."
 
@@ -170,14 +170,14 @@ class ClassVectors(nn.Module):
         super().__init__()
         self.W = nn.Parameter(torch.randn(n_classes, dim) / dim**0.5)
 
-# %% ../nbs/10_arcface.ipynb #25c105a6
+# %% ../nbs/10_arcface.ipynb #b5ca107c
 def _augmented(x):
     "A batch (n, h, w) or (n, h, w, 3) in [0, 1], each image changed by chance; colours change together."
     planes = x[:, None] if x.ndim == 3 else x.movedim(3, 1)
     planes = random_intensity(random_affine(random_flip(planes)))
     return planes[:, 0] if x.ndim == 3 else planes.movedim(1, 3)
 
-# %% ../nbs/10_arcface.ipynb #3e63ecfd
+# %% ../nbs/10_arcface.ipynb #61a8c5d3
 class _Settings:
     "Checks of the settings."
 
@@ -197,7 +197,7 @@ class _Settings:
         for name in ("augment", "cache_features", "shuffle_labels"):
             check_option(name, getattr(self, name), (True, False))
 
-# %% ../nbs/10_arcface.ipynb #37cf7fa0
+# %% ../nbs/10_arcface.ipynb #2a5d5b10
 class _Data:
     "Checks of images and labels."
 
@@ -230,7 +230,7 @@ class _Data:
             raise ValueError(f"class {classes.tolist()[counts.argmin()]!r} has one image only; give each class two or more, or leave it out.")
         return classes, torch.from_numpy(codes.astype(np.int64))
 
-# %% ../nbs/10_arcface.ipynb #cf8e70e0
+# %% ../nbs/10_arcface.ipynb #cb3cb9f5
 class _TwoPhases:
     "Networks, optimisers, and what is trained when."
 
@@ -265,7 +265,7 @@ class _TwoPhases:
         self._live.update(backbone=self.backbone_, head=self.head_, vectors=self.vectors_,
                           adam=torch.optim.AdamW(trained, lr=lr, weight_decay=self.weight_decay))
 
-# %% ../nbs/10_arcface.ipynb #2c8f1038
+# %% ../nbs/10_arcface.ipynb #face2b5d
 class _Epoch:
     "An epoch of either phase."
 
@@ -312,7 +312,7 @@ class _Epoch:
             right = right + (self._scores(z.detach()).argmax(1) == y).sum()
         return {"loss": loss_sum.item() / len(x), "train_accuracy": right.item() / len(x)}
 
-# %% ../nbs/10_arcface.ipynb #ace4e823
+# %% ../nbs/10_arcface.ipynb #97a9ce42
 class _Answers:
     "What a fitted ArcFace answers."
 
@@ -331,7 +331,7 @@ class _Answers:
         "Class of each image, array (n,): that of the nearest class vector."
         return self.classes_[self.predict_proba(X).argmax(1)]
 
-# %% ../nbs/10_arcface.ipynb #28287ab6
+# %% ../nbs/10_arcface.ipynb #c5b417ed
 class _Labels:
     "Labels on their way in."
 
@@ -357,7 +357,7 @@ class _Labels:
             self._codes = self._codes[torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed_))]
         self._run_id["labels"] = hashlib.sha256(self._codes.numpy()).hexdigest()[:16]
 
-# %% ../nbs/10_arcface.ipynb #7e720890
+# %% ../nbs/10_arcface.ipynb #fc6d2cd2
 class ArcFace(_Labels, _Settings, _Data, _TwoPhases, _Epoch, _Answers, ClassifierMixin, DeepEstimator):
     """Embeddings of images by the ArcFace loss on MobileNetV3-Small, in two phases (Ratiarison & Rahajaniaina 2026).
 
@@ -426,7 +426,7 @@ class ArcFace(_Labels, _Settings, _Data, _TwoPhases, _Epoch, _Answers, Classifie
         tags.transformer_tags.preserves_dtype = []
         return tags
 
-# %% ../nbs/10_arcface.ipynb #5dfa026d
+# %% ../nbs/10_arcface.ipynb #1fdfb3ab
 PAPER = dict(precision="float32")
 QUICK = dict(head_epochs=30, finetune_epochs=3)
 VARIANTS = {  # the paper's system, and what it has to be compared with
