@@ -242,9 +242,11 @@ def _held_out_score(estimator, images, X, seed, train, test):
         scores[f"{part}, k-means"] = clustering_scores(y[rows], kmeans, P)
         for name, policy in NOISE_POLICIES.items():
             scores[f"{part}, {name}"] = clustering_scores(y[rows], dense, P, noise=_possible(policy, dense))
-        scores[f"{part}, classifier"] = classification_scores(y[rows], estimator.predict_proba(X[rows]))
+        answers = estimator.predict_proba(X[rows])
+        scores[f"{part}, classifier"] = classification_scores(y[rows], answers)
         scores[f"{part}, linear probe"] = classification_scores(y[rows], probe.predict_proba(Z[rows]))
-        arrays |= {f"{part}, kmeans": kmeans.astype(np.int16), f"{part}, hdbscan": dense.astype(np.int16)}
+        arrays |= {f"{part}, kmeans": kmeans.astype(np.int16), f"{part}, hdbscan": dense.astype(np.int16),
+                   f"{part}, answers": answers.astype(np.float16)}
     arrays |= {"held out, embedding": Z[test].astype(np.float16), "components": np.array(pca.n_components_)}
     return scores, arrays, Z
 
@@ -285,7 +287,10 @@ def _run_one(estimator, images, seed, folder, label, threads, keep):
         "format": 1, "label": label, "method": type(estimator).__name__, "seed": seed, "scores": scores,
         "settings": settings_of(estimator), "data": _data_of(images, estimator), "code": code_digest(estimator),
         "environment": environment(fresh, threads), "seconds": round(seconds, 1),
-        "pretrain_shared": getattr(fresh, "pretrain_shared_", False), "peak_memory_mib": _peak_memory(device), "date": datetime.now(timezone.utc).strftime("%Y-%m-%d")}
+        "pretrain_shared": getattr(fresh, "pretrain_shared_", False), "peak_memory_mib": _peak_memory(device),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d")}
+    if hasattr(fresh, "weights_source_"):
+        record["weights"] = fresh.weights_source_   # which file the first weights of the network came from
     _write_arrays(fresh, images, Z, arrays, folder / f"seed-{seed}", keep)
     record = json.loads(json.dumps(record), parse_constant=lambda nan: None)  # JSON has no NaN
     write_atomic(folder / f"seed-{seed}.json", json.dumps(record, indent=1) + "\n")  # last: it says all is there

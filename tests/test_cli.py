@@ -116,6 +116,22 @@ def test_run_standardises_feature_tables(tmp_path):
     assert record["data"]["source"].endswith(", standardised")
 
 
+def test_a_method_that_takes_labels_is_scored_on_a_held_out_fold(tmp_path):
+    words = ("run", "arcface", "--data", "phantom", "--size", 32, "--seeds", 1, "--results", tmp_path, "--set", "weights=None",
+             "--set", "image_size=32", "--set", "head_epochs=1", "--variant", "ArcFace, phase 1 only")
+    result = invoke(*words)
+    assert result.exit_code == 0, result.output
+    for title in ("training, k-means", "held out, k-means", "held out, HDBSCAN, noise dropped", "held out, classifier"):
+        assert f"\n{title}\n" in result.output, title
+    assert "auc" in result.output and "at the last epoch" not in result.output
+    record = json.loads(next(tmp_path.glob("arcface/phantom*/*/seed-0.json")).read_text())
+    assert record["settings"]["finetune_epochs"] == 0 and record["data"]["protocol"]["folds"] == 5
+    invoke("run", "kmeans", "--data", "phantom", "--size", 32, "--seeds", 1, "--results", tmp_path)
+    both = invoke("report", "--results", tmp_path).output
+    assert "at the last epoch" in both and "held out, linear probe" in both
+    assert "no such setting" in invoke(*words, "--set", "n_clusters=3").output
+
+
 def test_report_names_stale_records_and_missing_ones(tmp_path, monkeypatch, capsys):
     invoke("run", "kmeans", "--data", "phantom", "--size", 12, "--seeds", 1, "--results", tmp_path)
     file = next(tmp_path.rglob("seed-0.json"))

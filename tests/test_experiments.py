@@ -13,13 +13,14 @@ from sklearn.decomposition import PCA
 from sklearn.pipeline import make_pipeline
 
 from bc_clust import experiments
+from bc_clust.arcface import ArcFace
 from bc_clust.cli import variants
 from bc_clust.data import grouped_folds, phantom
 from bc_clust.experiments import (PROTOCOL, cluster_embedding, code_digest, markdown_table, paper_table, path_scores, read_records, record_folder,
                                   results_folder, run, score_table, settings_hash, settings_of, smallest_share,
                                   study_records, write_report)
 from bc_clust.idec import IDEC
-from bc_clust.metrics import clustering_scores
+from bc_clust.metrics import classification_scores, clustering_scores
 from bc_clust.training import load_estimator
 
 TINY = dict(hidden_dims=(16,), latent_dim=3, pretrain_epochs=3, max_epochs=3, batch_size=32, n_init=2, n_neighbors=3,
@@ -392,7 +393,9 @@ def test_a_classifier_is_fitted_on_one_grouped_split(taught):
         stored = np.load(record_folder(Taught(), images, folder) / f"seed-{seed}.labels.npz", allow_pickle=False)
         assert np.array_equal(stored["test"], test) and np.array_equal(stored["train"], train)
         assert not set(images.groups[train]) & set(images.groups[test]) and len(test) == len(stored["held out, kmeans"])
-        assert stored["held out, embedding"].shape == (len(test), 3)
+        assert stored["held out, embedding"].shape == stored["held out, answers"].shape == (len(test), 3)
+        scores = classification_scores(images.labels[test], stored["held out, answers"])
+        assert records[seed]["scores"]["held out, classifier"]["auc"] == pytest.approx(scores["auc"], abs=0.01)
     assert not np.array_equal(calls[0][1], calls[1][1])
     assert records[0]["data"]["protocol"] == PROTOCOL
 
@@ -437,3 +440,14 @@ def test_cluster_embedding_and_noise():
 def test_what_neither_clusters_nor_classifies_is_refused(images, tmp_path):
     with pytest.raises(TypeError, match="takes estimators that cluster, or that classify and transform"):
         run(PCA(2), images, seeds=1, results=tmp_path, say=None)
+
+
+def test_a_record_names_the_weights_that_a_network_started_with(images, tmp_path):
+    tiny = ArcFace(weights=None, image_size=32, head_epochs=1, finetune_epochs=0, precision="float32", device="cpu")
+    record, = run(tiny, images, seeds=1, results=tmp_path, say=None)
+    assert record["weights"] == "random initialisation" and record["settings"]["margin"] == 0.5
+    stored = record_folder(tiny, images, tmp_path)
+    assert {f.name for f in stored.iterdir()} == {f"seed-0.{e}" for e in ("json", "history.csv", "labels.npz", "embedding.safetensors",
+                                                                         "model.safetensors")}
+    assert safetensors.numpy.load_file(stored / "seed-0.embedding.safetensors")["embedding"].shape == (90, 64)
+    assert score_table(read_records(tmp_path), "held out, k-means").loc["ArcFace", "seeds"] == "1"
