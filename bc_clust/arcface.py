@@ -10,8 +10,10 @@ __all__ = ['PAPER', 'QUICK', 'VARIANTS', 'STUDIES', 'class_cosines', 'add_margin
 import hashlib
 import math
 import numpy as np
+import scipy
 import torch
 from sklearn.base import ClassifierMixin
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d
 from torch import nn
@@ -154,7 +156,7 @@ def arcface_loss(Z, W, y, margin=0.5, scale=30.0, weight=None):
         raise ValueError(f"weight is {shape}; give a tensor ({len(W)},), a number for each class.")
     return F.cross_entropy(logits, y, None if weight is None else weight.to(logits))
 
-# %% ../nbs/10_arcface.ipynb #2192f314
+# %% ../nbs/10_arcface.ipynb #a62bfa23
 class ProjectionHead(nn.Sequential):
     "Features (n, n_features) to embeddings (n, embedding_dim), not yet of length 1."
 
@@ -170,14 +172,14 @@ class ClassVectors(nn.Module):
         super().__init__()
         self.W = nn.Parameter(torch.randn(n_classes, dim) / dim**0.5)
 
-# %% ../nbs/10_arcface.ipynb #b5ca107c
+# %% ../nbs/10_arcface.ipynb #6d3f8410
 def _augmented(x):
     "A batch (n, h, w) or (n, h, w, 3) in [0, 1], each image changed by chance; colours change together."
     planes = x[:, None] if x.ndim == 3 else x.movedim(3, 1)
     planes = random_intensity(random_affine(random_flip(planes)))
     return planes[:, 0] if x.ndim == 3 else planes.movedim(1, 3)
 
-# %% ../nbs/10_arcface.ipynb #61a8c5d3
+# %% ../nbs/10_arcface.ipynb #4b8490bc
 class _Settings:
     "Checks of the settings."
 
@@ -193,11 +195,12 @@ class _Settings:
         _check_margin(self.margin)
         check_option("loss", self.loss, ("arcface", "softmax"))
         check_option("output", self.output, ("embedding", "features"))
-        check_option("class_weight", self.class_weight, ("balanced", None))
-        for name in ("augment", "cache_features", "shuffle_labels"):
+        if self.class_weight is not None:
+            check_option("class_weight (besides None)", str(self.class_weight), ("balanced",))
+        for name in ("augment", "cache_features", "shuffle_labels", "train_batchnorm"):
             check_option(name, getattr(self, name), (True, False))
 
-# %% ../nbs/10_arcface.ipynb #2a5d5b10
+# %% ../nbs/10_arcface.ipynb #686940ce
 class _Data:
     "Checks of images and labels."
 
@@ -213,7 +216,8 @@ class _Data:
             raise ValueError(f"X has dtype {X.dtype}; give uint8, or floats from 0 to 1.")
         if X.dtype != np.uint8 and not (np.isfinite(X).all() and X.min() >= 0 and X.max() <= 1):
             raise ValueError("X holds floats that are not finite or not from 0 to 1; divide 8-bit grey values by 255.")
-        return torch.from_numpy(np.ascontiguousarray(X))
+        X = np.ascontiguousarray(X, dtype=np.uint8 if X.dtype == np.uint8 else np.float32)
+        return torch.from_numpy(X if X.flags.writeable else X.copy())   # joblib hands out read-only arrays
 
     def _encode(self, y, n):
         "Class numbers (n,) for any labels; the classes are kept."
@@ -230,20 +234,20 @@ class _Data:
             raise ValueError(f"class {classes.tolist()[counts.argmin()]!r} has one image only; give each class two or more, or leave it out.")
         return classes, torch.from_numpy(codes.astype(np.int64))
 
-# %% ../nbs/10_arcface.ipynb #cb3cb9f5
+# %% ../nbs/10_arcface.ipynb #352596f4
 class _TwoPhases:
     "Networks, optimisers, and what is trained when."
 
     def _build(self):
-        fitting = hasattr(self, "_codes")   # load_estimator builds as well, and then fills in the weights it has read
-        self.backbone_ = mobilenet_v3_small(self.weights if fitting else None)
+        fitting = hasattr(self, "_encoded")   # load_estimator builds as well, and then fills in the weights it has read
+        self.backbone_ = mobilenet_v3_small(self.weights if fitting else None)   # where this fails, an earlier fit is left whole
         if fitting:
-            self.weights_source_ = self.backbone_.source
+            self.classes_, self.weights_source_ = self._encoded[0], self.backbone_.source
         self.head_ = ProjectionHead(self.backbone_.n_features, self.hidden_dim, self.embedding_dim, self.dropout)
         self.vectors_ = ClassVectors(len(self.classes_), self.embedding_dim)
 
     def _phases(self, x, y):
-        codes = self._codes.to(self._device)
+        codes = self._encoded[1].to(self._device)
         counts = torch.bincount(codes)
         self._weight = len(codes) / (len(counts) * counts) if self.class_weight == "balanced" else None
         return [Phase("head", self.head_epochs, lambda fresh: self._start_head(x), lambda e: self._epoch(x, codes, False)),
@@ -265,7 +269,7 @@ class _TwoPhases:
         self._live.update(backbone=self.backbone_, head=self.head_, vectors=self.vectors_,
                           adam=torch.optim.AdamW(trained, lr=lr, weight_decay=self.weight_decay))
 
-# %% ../nbs/10_arcface.ipynb #face2b5d
+# %% ../nbs/10_arcface.ipynb #27b47901
 class _Epoch:
     "An epoch of either phase."
 
@@ -298,6 +302,7 @@ class _Epoch:
     def _epoch(self, x, codes, augment):
         for module in self._modules().values():
             module.train()
+        self.backbone_.train(self.train_batchnorm)
         loss_sum = right = 0
         parts = list(torch.randperm(len(x), generator=self._generator).to(self._device).split(self.batch_size))
         if len(parts) > 1 and len(parts[-1]) == 1:   # BatchNorm has nothing to normalise by in a batch of one
@@ -312,7 +317,7 @@ class _Epoch:
             right = right + (self._scores(z.detach()).argmax(1) == y).sum()
         return {"loss": loss_sum.item() / len(x), "train_accuracy": right.item() / len(x)}
 
-# %% ../nbs/10_arcface.ipynb #97a9ce42
+# %% ../nbs/10_arcface.ipynb #7f084b5b
 class _Answers:
     "What a fitted ArcFace answers."
 
@@ -323,15 +328,34 @@ class _Answers:
         h = self._backbone(x)
         return h if self.output == "features" else F.normalize(self._head(h))
 
+    def _decide(self, X):
+        return self._map(lambda b: self._scores(self._head(self._backbone(b))), self._checked(X))
+
+    def _has_learnt(self):
+        return self.head_epochs + self.finetune_epochs > 0
+
+    @available_if(_has_learnt)
     def predict_proba(self, X):
-        "Softmax of scale times cosine (loss=\"softmax\": of the logits), float32 array (n, k), in the order of `classes_`."
-        return self._map(lambda b: self._scores(self._head(self._backbone(b))).softmax(1), self._checked(X))
+        """Probability of each class: the softmax of scale times cosine (loss="softmax": of the logits).
 
+        Returns
+        -------
+        float32 array (n, k), columns in the order of `classes_`
+        """
+        return scipy.special.softmax(self._decide(X), axis=1)
+
+    @available_if(_has_learnt)
     def predict(self, X):
-        "Class of each image, array (n,): that of the nearest class vector."
-        return self.classes_[self.predict_proba(X).argmax(1)]
+        """Class of each image: that of the nearest class vector (loss="softmax": of the largest logit).
 
-# %% ../nbs/10_arcface.ipynb #c5b417ed
+        Returns
+        -------
+        array (n,) of the kind of `classes_`
+        """
+        scores = self._decide(X)
+        return self.classes_[scores.argmax(1)]
+
+# %% ../nbs/10_arcface.ipynb #807c488e
 class _Labels:
     "Labels on their way in."
 
@@ -343,31 +367,44 @@ class _Labels:
         X : array (n, h, w) or (n, h, w, 3) of squares; uint8, or floats from 0 to 1
         y : array (n,), a class an image: numbers, words or booleans
         callback : None or callable(estimator, row), called after every epoch; it may call `estimator.transform`
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError : for settings, images or labels that are not accepted; a class with one image
+        DataUnavailableError, DataIntegrityError : for weights that are not at hand, or of another network
         """
-        self.classes_, self._codes = self._encode(y, len(self._prepare(X, reset=True)))
+        self._encoded = self._encode(y, len(self._prepare(X, reset=True)))
         try:
-            return super().fit(X, y, callback)
+            super().fit(X, y, callback)
+            self.given_labels_ = self.classes_[self._encoded[1].numpy()]
+            return self
         finally:
-            for name in ("_codes", "_weight", "_features"):
+            for name in ("_encoded", "_weight", "_features"):
                 vars(self).pop(name, None)
 
     def _begin(self, x):
         super()._begin(x)
+        classes, codes = self._encoded
         if self.shuffle_labels:
-            self._codes = self._codes[torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed_))]
-        self._run_id["labels"] = hashlib.sha256(self._codes.numpy()).hexdigest()[:16]
+            codes = codes[torch.from_numpy(np.random.default_rng([self.seed_, 1]).permutation(len(codes)))]
+        self._encoded = classes, codes
+        self._run_id["labels"] = hashlib.sha256(codes.numpy()).hexdigest()[:16]
 
-# %% ../nbs/10_arcface.ipynb #fc6d2cd2
+# %% ../nbs/10_arcface.ipynb #f0fa9571
 class ArcFace(_Labels, _Settings, _Data, _TwoPhases, _Epoch, _Answers, ClassifierMixin, DeepEstimator):
     """Embeddings of images by the ArcFace loss on MobileNetV3-Small, in two phases (Ratiarison & Rahajaniaina 2026).
 
-    The paper states the network, the two phases and the width of the embedding. All else is an assumption.
+    The paper's abstract states the network, the two phases and the width of the embedding. All else is an assumption.
 
     Parameters
     ----------
     margin : float, m in radians, 0 <= m < pi / 2; 0.5 is that of Deng et al. 2019
-    scale : float, s > 0; theirs, for 85,742 faces, is 64
-    loss : "arcface", or "softmax" for the plain classifier of the same network
+    scale : float, s > 0; theirs, for 85,742 faces, is 64, which switches off too early for two or three classes
+    loss : "arcface", or "softmax" for the plain classifier of the same network (margin and scale do nothing then)
     embedding_dim : int, width of the embedding (the paper's 64)
     hidden_dim, dropout : width of the head's hidden layer, and the share of it that is dropped in training
     weights : "imagenet", the path of a state dict, or None for a random start; see `mobilenet_v3_small`
@@ -375,12 +412,16 @@ class ArcFace(_Labels, _Settings, _Data, _TwoPhases, _Epoch, _Answers, Classifie
     head_epochs, head_lr : phase 1, with the backbone frozen
     finetune_epochs, finetune_lr : phase 2
     unfrozen_blocks : int from 0 to 13, how many of the last blocks learn in phase 2
+    train_batchnorm : bool, whether their BatchNorm takes mean and variance from each batch in phase 2, as it does where a
+        network is trained from nothing; otherwise it keeps those it came with, and only its scale and shift learn
     weight_decay : of AdamW, in both phases
     class_weight : "balanced", each class counts the same, or None, each image does
-    augment : bool, change images by chance in phase 2: mirror, turn, enlarge, shift, brightness, contrast
-    cache_features : bool, compute the features of phase 1 once; False computes them in every epoch, to the same end
+    augment : bool, change images by chance in phase 2: mirror, turn, resize, shift, brightness, contrast
+    cache_features : bool, compute the features of phase 1 once; False computes them in every epoch, to the same end but for
+        rounding
     shuffle_labels : bool, deal the labels out at random before training; a control, for audits
-    output : "embedding", unit vectors, or "features", those of the backbone, as what `transform` returns
+    output : "embedding", unit vectors, or "features", those of the backbone, as what `transform` returns. Without a single
+        epoch there is nothing to predict with: `predict` and `predict_proba` are not there then
     batch_size : int
     random_state : None, int or RandomState
     device : "auto", "cpu", "cuda", "mps"
@@ -391,6 +432,7 @@ class ArcFace(_Labels, _Settings, _Data, _TwoPhases, _Epoch, _Answers, Classifie
     Attributes
     ----------
     classes_ : array (k,), the sorted labels
+    given_labels_ : array (n,), the labels that the network was trained on: y, or y shuffled
     weights_source_ : str, where the backbone's first weights came from
     history_ : DataFrame; phase, epoch, loss, train_accuracy (while training: with dropout and augmentation)
 
@@ -405,7 +447,7 @@ class ArcFace(_Labels, _Settings, _Data, _TwoPhases, _Epoch, _Answers, Classifie
 
     def __init__(self, *, margin=0.5, scale=16.0, loss="arcface", embedding_dim=64, hidden_dim=256, dropout=0.2,
                  weights="imagenet", image_size=224, head_epochs=50, head_lr=1e-3, finetune_epochs=20, finetune_lr=1e-4,
-                 unfrozen_blocks=3, weight_decay=1e-4, class_weight="balanced", augment=True, cache_features=True,
+                 unfrozen_blocks=3, train_batchnorm=False, weight_decay=1e-4, class_weight="balanced", augment=True, cache_features=True,
                  shuffle_labels=False, output="embedding", batch_size=32, random_state=None, device="auto",
                  precision="auto", verbose=False, checkpoint_dir=None, resume=False):
         self.margin, self.scale, self.loss = margin, scale, loss
@@ -413,6 +455,7 @@ class ArcFace(_Labels, _Settings, _Data, _TwoPhases, _Epoch, _Answers, Classifie
         self.weights, self.image_size = weights, image_size
         self.head_epochs, self.head_lr = head_epochs, head_lr
         self.finetune_epochs, self.finetune_lr, self.unfrozen_blocks = finetune_epochs, finetune_lr, unfrozen_blocks
+        self.train_batchnorm = train_batchnorm
         self.weight_decay, self.class_weight, self.augment = weight_decay, class_weight, augment
         self.cache_features, self.shuffle_labels, self.output = cache_features, shuffle_labels, output
         self.batch_size, self.random_state = batch_size, random_state
@@ -426,7 +469,7 @@ class ArcFace(_Labels, _Settings, _Data, _TwoPhases, _Epoch, _Answers, Classifie
         tags.transformer_tags.preserves_dtype = []
         return tags
 
-# %% ../nbs/10_arcface.ipynb #1fdfb3ab
+# %% ../nbs/10_arcface.ipynb #deb03443
 PAPER = dict(precision="float32")
 QUICK = dict(head_epochs=30, finetune_epochs=3)
 VARIANTS = {  # the paper's system, and what it has to be compared with

@@ -232,7 +232,8 @@ def cluster_embedding(Z, k, seed):
 # %% ../nbs/07_experiments.ipynb #74ff41e9
 def _held_out_score(estimator, images, X, seed, train, test):
     "Scores of a classifier fitted on the rows `train`, on these and on the rows `test`."
-    y, scores, arrays = images.labels, {}, {"train": train, "test": test}
+    y, scores, arrays = images.labels.copy(), {}, {"train": train, "test": test}
+    y[train] = getattr(estimator, "given_labels_", y[train])   # a control may have been given other labels
     Z = estimator.transform(X)
     pca = PCA(PROTOCOL["variance"], svd_solver="full").fit(Z[train])
     probe = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=2000)).fit(Z[train], y[train])
@@ -242,11 +243,12 @@ def _held_out_score(estimator, images, X, seed, train, test):
         scores[f"{part}, k-means"] = clustering_scores(y[rows], kmeans, P)
         for name, policy in NOISE_POLICIES.items():
             scores[f"{part}, {name}"] = clustering_scores(y[rows], dense, P, noise=_possible(policy, dense))
-        answers = estimator.predict_proba(X[rows])
-        scores[f"{part}, classifier"] = classification_scores(y[rows], answers)
+        if hasattr(estimator, "predict_proba"):   # a control that has learnt nothing has no answers
+            answers = estimator.predict_proba(X[rows])
+            scores[f"{part}, classifier"] = classification_scores(y[rows], answers)
+            arrays[f"{part}, answers"] = answers.astype(np.float16)
         scores[f"{part}, linear probe"] = classification_scores(y[rows], probe.predict_proba(Z[rows]))
-        arrays |= {f"{part}, kmeans": kmeans.astype(np.int16), f"{part}, hdbscan": dense.astype(np.int16),
-                   f"{part}, answers": answers.astype(np.float16)}
+        arrays |= {f"{part}, kmeans": kmeans.astype(np.int16), f"{part}, hdbscan": dense.astype(np.int16)}
     arrays |= {"held out, embedding": Z[test].astype(np.float16), "components": np.array(pca.n_components_)}
     return scores, arrays, Z
 
@@ -440,8 +442,8 @@ def score_table(records, reading="last", scores=SCORES, digits=3):
     Parameters
     ----------
     records : DataFrame of `read_records`
-    reading : as in `read_records`; a label without "stop", "guarded" or "best_by_labels" (k-means has no epochs) shows its
-        "last"
+    reading : as in `read_records`; a label without it shows its "last" (k-means has no epochs), and is left
+        out where it has none
 
     Returns
     -------
@@ -454,11 +456,13 @@ def score_table(records, reading="last", scores=SCORES, digits=3):
         part = group[group["reading"] == reading]
         part = group[group["reading"] == "last"] if part.empty else part
         if part.empty:
-            raise ValueError(f"{label} has no reading {reading!r}; readings: {', '.join(group['reading'].unique())}.")
+            continue
         share = group["majority_share"].dropna().iloc[0]
         values = {s: part[s] if s != "majority_share" else pd.Series(share) for s in scores}
         name = label if label not in rows else f"{label} ({settings})"
         rows[name] = {"seeds": str(len(part)), **{s: _mean_sd(v, digits) for s, v in values.items()}}
+    if not rows:
+        raise ValueError(f"No record has the reading {reading!r}; readings: {', '.join(records['reading'].unique())}.")
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
 
 

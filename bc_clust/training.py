@@ -498,6 +498,13 @@ class DeepEstimator(_Loop, _Resume, _Pretrained, _Setup, _Use, TransformerMixin,
         "Set further fitted attributes; called at the end of `fit`, while `_carry` is still there."
 
 # %% ../nbs/02_training.ipynb #0eb5a1a1
+def _plain(value):
+    "A setting that JSON does not know, as one that it does: numbers of NumPy, paths."
+    if isinstance(value, (np.generic, os.PathLike)):
+        return value.item() if isinstance(value, np.generic) else os.fspath(value)
+    raise TypeError(f"{type(value).__name__} {value!r}")
+
+
 def save(estimator, path, half=False):
     """Write a fitted estimator to one safetensors file, whole or not at all.
 
@@ -533,7 +540,7 @@ def save(estimator, path, half=False):
     head = {"format": 1, "class": type(estimator).__name__, "module": type(estimator).__module__,
             "settings": params, "fitted": plain}
     try:
-        text = json.dumps(head)
+        text = json.dumps(head, default=_plain)
     except TypeError as e:
         raise TypeError(f"{type(estimator).__name__} holds something that cannot be saved as JSON: {e}") from e
     write_atomic(path, safetensors.torch.save(tensors, metadata={"bc_clust": text}))

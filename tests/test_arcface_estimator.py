@@ -1,5 +1,6 @@
 """The estimator ArcFace: its contract, its two phases, what it refuses, and that nothing it says of held-out images is memory."""
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,12 +9,16 @@ from sklearn.base import clone, is_classifier
 from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
+from sklearn.utils import get_tags
+from sklearn.utils.class_weight import compute_sample_weight
 
 from bc_clust import arcface
 from bc_clust.arcface import ArcFace, arcface_loss, class_cosines
 from bc_clust.backbones import imagenet_input, mobilenet_v3_small
 from bc_clust.data import DataIntegrityError, DataUnavailableError, phantom
+from bc_clust.experiments import run
 from bc_clust.training import CheckpointError, load_estimator, save
 
 TINY = dict(weights=None, image_size=32, hidden_dim=32, embedding_dim=8, head_epochs=3, finetune_epochs=2, unfrozen_blocks=2,
@@ -60,13 +65,28 @@ def test_classifier_and_transformer(fitted, data):
 
 
 def test_labels_of_any_kind_give_the_same_fit(images, data, fitted):
-    numbers = ArcFace(**TINY).fit(images.images, images.labels * 10 - 3)
-    assert numbers.classes_.tolist() == [-3, 7, 17]
-    by_name = np.argsort(np.argsort(images.class_names))   # sorted names may be in another order than the class numbers
-    if (by_name == np.arange(3)).all():
-        assert same(weights(numbers), weights(fitted))
+    places = np.searchsorted(np.unique(data[1]), data[1])   # of the names in alphabetical order
+    numbers = ArcFace(**TINY).fit(images.images, places * 10 - 3)
+    assert numbers.classes_.tolist() == [-3, 7, 17] and same(weights(numbers), weights(fitted))
     yes_no = ArcFace(**TINY).fit(images.images, (images.labels == 1).tolist())
     assert yes_no.classes_.tolist() == [False, True] and yes_no.predict(images.images[:4]).dtype == bool
+
+
+def test_tags_and_what_is_left_after_fit(fitted, data):
+    tags = get_tags(ArcFace())
+    assert tags.estimator_type == "classifier" and tags.target_tags.required
+    assert tags.input_tags.three_d_array and not tags.input_tags.two_d_array
+    assert not {"_encoded", "_weight", "_features", "_live"} & set(vars(fitted))
+    assert np.array_equal(fitted.given_labels_, data[1])
+
+
+def test_a_failed_refit_leaves_the_model_as_it_was(data, fitted):
+    X, y = data
+    model = pickle.loads(pickle.dumps(fitted))
+    before = model.predict(X)
+    with pytest.raises(FileNotFoundError, match="there is no such file"):
+        model.set_params(weights="/nowhere.pt").fit(X, np.array(["x", "z"] * 22 + ["x"]))
+    assert np.array_equal(model.predict(X), before) and same(weights(model), weights(fitted))
 
 
 def test_same_seed_same_bits_and_another_seed_not(data, fitted):
@@ -95,8 +115,17 @@ def test_saved_loaded_pickled(data, fitted, tmp_path):
         assert back.classes_.tolist() == fitted.classes_.tolist() and back.weights_source_ == fitted.weights_source_
 
 
+def test_settings_from_numpy_and_paths_can_be_saved(data, tmp_path):
+    torch.save(mobilenet_v3_small(None).state_dict(), tmp_path / "w.pt")
+    model = ArcFace(**{**TINY, "weights": tmp_path / "w.pt", "embedding_dim": np.int64(8), "margin": np.float32(0.25)}).fit(*data)
+    save(model, tmp_path / "model")
+    back = load_estimator(tmp_path / "model")
+    assert back.embedding_dim == 8 and back.margin == 0.25 and Path(back.weights) == tmp_path / "w.pt"
+    assert np.array_equal(back.transform(data[0]), model.transform(data[0]))
+
+
 def test_a_loaded_model_needs_no_imagenet_weights(data, fitted, tmp_path, monkeypatch):
-    model = clone(fitted).set_params(head_epochs=0, finetune_epochs=0).fit(*data)
+    model = clone(fitted).set_params(head_epochs=1, finetune_epochs=0).fit(*data)
     model.weights = "imagenet"
     save(model, tmp_path / "model")
     asked = []
@@ -118,14 +147,30 @@ def changed(before, after):
     return {k for k in before if not torch.equal(before[k], after[k])}
 
 
-def test_phase_1_leaves_the_backbone_and_phase_2_trains_its_last_blocks(data):
-    start, middle, end = stages(data)
+def buffers(names):
+    return {k for k in names if k.endswith(("running_mean", "running_var", "num_batches_tracked"))}
+
+
+@pytest.mark.parametrize("train_batchnorm", [False, True])
+def test_phase_1_leaves_the_backbone_and_phase_2_trains_its_last_blocks(data, train_batchnorm):
+    start, middle, end = stages(data, train_batchnorm=train_batchnorm)
     heads = {k for k in start if k.startswith(("head_", "vectors_"))}
     assert changed(start, middle) == heads   # all of head and class vectors; not one number of the backbone, no running mean
-    moved = changed(middle, end)
-    assert heads <= moved
-    assert {k.split(".")[2] for k in moved - heads} == {"11", "12"}
-    assert any("running_mean" in k for k in moved)
+    moved, last = changed(middle, end), {k for k in start if k.startswith(("backbone_.features.11.", "backbone_.features.12."))}
+    assert moved - buffers(moved) == heads | (last - buffers(last))
+    assert buffers(moved) == (buffers(last) if train_batchnorm else set())
+
+
+def test_settings_reach_networks_and_optimisers(data):
+    seen = {}
+    def look(model, row):
+        group, = model._live["adam"].param_groups
+        seen[row["phase"]] = group["lr"], group["weight_decay"], len(group["params"])
+    model = ArcFace(**TINY, head_lr=0.02, finetune_lr=0.003, weight_decay=0.04, dropout=0.35).fit(*data, callback=look)
+    last = sum(1 for block in model.backbone_.blocks[-2:] for _ in block.parameters())
+    assert seen == {"head": (0.02, 0.04, 5), "finetune": (0.003, 0.04, 5 + last)}
+    assert [tuple(p.shape) for p in model.head_.parameters()] == [(32, 576), (32,), (8, 32), (8,)]
+    assert model.head_[2].p == 0.35 and model.vectors_.W.shape == (3, 8)
 
 
 def test_the_cache_changes_nothing_but_the_time(data):
@@ -152,6 +197,14 @@ def test_only_phase_2_augments(data, monkeypatch):
     seen.clear()
     ArcFace(**{**TINY, "augment": False}).fit(*data)
     assert seen == []
+
+
+def test_augmented_mirrors_resamples_and_changes_intensity(monkeypatch):
+    called = []
+    for name in ("random_flip", "random_affine", "random_intensity"):
+        monkeypatch.setattr(arcface, name, lambda x, name=name: called.append(name) or x)
+    arcface._augmented(torch.rand(2, 8, 8))
+    assert called == ["random_flip", "random_affine", "random_intensity"]
 
 
 def test_augmented_keeps_shape_range_and_colours_together():
@@ -200,16 +253,19 @@ def test_loss_and_accuracy_of_an_epoch_are_means_over_images(data):
     assert row["train_accuracy"] == model.score(X, y)
 
 
-def test_softmax_is_the_plain_classifier(data):
-    X, y = data
+@pytest.mark.parametrize("class_weight", [None, "balanced"])
+def test_softmax_is_the_plain_classifier(images, class_weight):
+    X, y = images.images, np.repeat([0, 1, 2], [9, 12, 24])
     model = ArcFace(**{**TINY, "loss": "softmax", "head_epochs": 1, "finetune_epochs": 0, "head_lr": 1e-12, "dropout": 0.0,
-                       "class_weight": None}).fit(X, y)
+                       "batch_size": 45, "class_weight": class_weight}).fit(X, y)
     with torch.no_grad():
         z = model.head_(model.backbone_(imagenet_input(X, 32)))
         logits = z @ model.vectors_.W.T
-        codes = torch.from_numpy(np.searchsorted(model.classes_, y))
-        assert model.history_["loss"][0] == pytest.approx(torch.nn.functional.cross_entropy(logits, codes).item(), rel=1e-4)
-        np.testing.assert_allclose(model.predict_proba(X), logits.softmax(1).numpy(), atol=1e-5)
+    loss = log_loss(y, logits.double().softmax(1), sample_weight=None if class_weight is None else compute_sample_weight("balanced", y))
+    assert model.history_["loss"][0] == pytest.approx(loss, rel=1e-4)
+    np.testing.assert_allclose(model.predict_proba(X), logits.softmax(1).numpy(), atol=1e-5)
+    np.testing.assert_allclose(model.transform(X), torch.nn.functional.normalize(z).numpy(), atol=1e-5)
+    assert np.array_equal(model.predict(X), logits.argmax(1).numpy())
 
 
 def test_output_features(data, fitted):
@@ -304,9 +360,13 @@ def test_weights_that_are_not_there_or_of_another_network(data, tmp_path, monkey
         ArcFace(**{**TINY, "weights": str(tmp_path / "resnet.pt")}).fit(*data)
 
 
-def test_not_fitted():
-    with pytest.raises(NotFittedError, match="call fit first"):
-        ArcFace().transform(np.zeros((2, 32, 32), np.uint8))
+def test_not_fitted_and_nothing_learnt(data):
+    for method in ("transform", "predict", "predict_proba"):
+        with pytest.raises(NotFittedError, match="call fit first"):
+            getattr(ArcFace(), method)(np.zeros((2, 32, 32), np.uint8))
+    features = ArcFace(**{**TINY, "head_epochs": 0, "finetune_epochs": 0, "output": "features"}).fit(*data)
+    assert not hasattr(features, "predict") and not hasattr(features, "predict_proba")
+    assert features.transform(data[0]).shape == (45, 576)
 
 
 # --- controls -----------------------------------------------------------------------------------------------------
@@ -325,6 +385,17 @@ def test_shuffled_labels_are_a_permutation_that_the_seed_fixes(data, monkeypatch
     true, once, again, other = counts
     assert torch.equal(once, again) and not torch.equal(once, true) and not torch.equal(once, other)
     assert torch.equal(once.bincount(), true.bincount())
+    model = ArcFace(**{**whole, "shuffle_labels": True}).fit(*data)
+    assert sorted(model.given_labels_) == sorted(data[1]) and not np.array_equal(model.given_labels_, data[1])
+
+
+def test_training_scores_of_shuffled_labels_are_against_the_labels_that_were_given(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(arcface, "mobilenet_v3_small", lambda weights: Pixels())
+    settings = dict(weights=None, image_size=32, head_epochs=150, finetune_epochs=0, dropout=0.0, head_lr=3e-3, precision="float32",
+                    device="cpu", shuffle_labels=True)
+    record, = run(ArcFace(**settings), images, seeds=1, results=tmp_path, keep=False, say=None)
+    assert record["scores"]["training, classifier"]["accuracy"] > 0.9
+    assert record["scores"]["held out, classifier"]["accuracy"] < 0.75
 
 
 class Pixels(torch.nn.Module):
@@ -346,7 +417,7 @@ def test_shuffled_labels_are_learnt_by_heart_and_say_nothing_of_other_images(mon
     right = {True: [], False: []}
     for seed in range(2):
         for shuffle in (False, True):
-            model = ArcFace(weights=None, image_size=32, head_epochs=100, finetune_epochs=0, dropout=0.0, weight_decay=0.0,
+            model = ArcFace(weights=None, image_size=32, head_epochs=150, finetune_epochs=0, dropout=0.0, weight_decay=0.0,
                             head_lr=3e-3, shuffle_labels=shuffle, random_state=seed, precision="float32", device="cpu")
             right[shuffle].append(model.fit(X[:120], y[:120]).score(X[120:], y[120:]))
             assert model.history_["train_accuracy"].iloc[-1] > 0.95

@@ -414,7 +414,7 @@ def test_training_and_held_out_are_scored_apart(taught):
     assert all(records[1]["scores"]["held out, k-means"][k] == v for k, v in again.items())
     frame = read_records(folder)
     assert score_table(frame, "training, k-means").loc["taught", "accuracy"] == "1.000 ± 0.000"
-    with pytest.raises(ValueError, match="taught has no reading 'last'; readings: training, k-means"):
+    with pytest.raises(ValueError, match="No record has the reading 'last'; readings: training, k-means"):
         score_table(frame)
 
 
