@@ -156,7 +156,7 @@ def arcface_loss(Z, W, y, margin=0.5, scale=30.0, weight=None):
         raise ValueError(f"weight is {shape}; give a tensor ({len(W)},), a number for each class.")
     return F.cross_entropy(logits, y, None if weight is None else weight.to(logits))
 
-# %% ../nbs/10_arcface.ipynb #a62bfa23
+# %% ../nbs/10_arcface.ipynb #7b5e22e3
 class ProjectionHead(nn.Sequential):
     "Features (n, n_features) to embeddings (n, embedding_dim), not yet of length 1."
 
@@ -172,14 +172,14 @@ class ClassVectors(nn.Module):
         super().__init__()
         self.W = nn.Parameter(torch.randn(n_classes, dim) / dim**0.5)
 
-# %% ../nbs/10_arcface.ipynb #6d3f8410
+# %% ../nbs/10_arcface.ipynb #e4264350
 def _augmented(x):
     "A batch (n, h, w) or (n, h, w, 3) in [0, 1], each image changed by chance; colours change together."
     planes = x[:, None] if x.ndim == 3 else x.movedim(3, 1)
     planes = random_intensity(random_affine(random_flip(planes)))
     return planes[:, 0] if x.ndim == 3 else planes.movedim(1, 3)
 
-# %% ../nbs/10_arcface.ipynb #4b8490bc
+# %% ../nbs/10_arcface.ipynb #a2106d21
 class _Settings:
     "Checks of the settings."
 
@@ -200,7 +200,7 @@ class _Settings:
         for name in ("augment", "cache_features", "shuffle_labels", "train_batchnorm"):
             check_option(name, getattr(self, name), (True, False))
 
-# %% ../nbs/10_arcface.ipynb #686940ce
+# %% ../nbs/10_arcface.ipynb #34d8bdd1
 class _Data:
     "Checks of images and labels."
 
@@ -234,7 +234,7 @@ class _Data:
             raise ValueError(f"class {classes.tolist()[counts.argmin()]!r} has one image only; give each class two or more, or leave it out.")
         return classes, torch.from_numpy(codes.astype(np.int64))
 
-# %% ../nbs/10_arcface.ipynb #352596f4
+# %% ../nbs/10_arcface.ipynb #ea015960
 class _TwoPhases:
     "Networks, optimisers, and what is trained when."
 
@@ -245,6 +245,10 @@ class _TwoPhases:
             self.classes_, self.weights_source_ = self._encoded[0], self.backbone_.source
         self.head_ = ProjectionHead(self.backbone_.n_features, self.hidden_dim, self.embedding_dim, self.dropout)
         self.vectors_ = ClassVectors(len(self.classes_), self.embedding_dim)
+
+    def _place(self):
+        super()._place()
+        self.backbone_.to(memory_format=torch.channels_last)   # faster for its convolutions, in float32 too
 
     def _phases(self, x, y):
         codes = self._encoded[1].to(self._device)
@@ -269,14 +273,13 @@ class _TwoPhases:
         self._live.update(backbone=self.backbone_, head=self.head_, vectors=self.vectors_,
                           adam=torch.optim.AdamW(trained, lr=lr, weight_decay=self.weight_decay))
 
-# %% ../nbs/10_arcface.ipynb #27b47901
+# %% ../nbs/10_arcface.ipynb #8894a11e
 class _Epoch:
     "An epoch of either phase."
 
     def _backbone(self, batch):
         "Features (n, 576) of a float batch on the device."
-        x = imagenet_input(batch, self.image_size)
-        return self.backbone_(x.contiguous(memory_format=torch.channels_last) if self._precision.channels_last else x)
+        return self.backbone_(imagenet_input(batch, self.image_size).contiguous(memory_format=torch.channels_last))
 
     def _features_of(self, x, index, augment):
         if self._features is not None:
@@ -317,12 +320,12 @@ class _Epoch:
             right = right + (self._scores(z.detach()).argmax(1) == y).sum()
         return {"loss": loss_sum.item() / len(x), "train_accuracy": right.item() / len(x)}
 
-# %% ../nbs/10_arcface.ipynb #7f084b5b
+# %% ../nbs/10_arcface.ipynb #0a97a72d
 class _Answers:
     "What a fitted ArcFace answers."
 
-    def _map(self, function, x):   # 64 images at a time: 1,024 of 224 pixels would take gigabytes
-        return np.concatenate([DeepEstimator._map(self, function, part) for part in x.split(64)])
+    def _map(self, function, x):   # 32 images at a time: 1,024 of 224 pixels would take gigabytes, and be no faster
+        return np.concatenate([DeepEstimator._map(self, function, part) for part in x.split(32)])
 
     def _embed(self, x):
         h = self._backbone(x)
@@ -355,7 +358,7 @@ class _Answers:
         scores = self._decide(X)
         return self.classes_[scores.argmax(1)]
 
-# %% ../nbs/10_arcface.ipynb #807c488e
+# %% ../nbs/10_arcface.ipynb #02d65869
 class _Labels:
     "Labels on their way in."
 
@@ -394,7 +397,7 @@ class _Labels:
         self._encoded = classes, codes
         self._run_id["labels"] = hashlib.sha256(codes.numpy()).hexdigest()[:16]
 
-# %% ../nbs/10_arcface.ipynb #f0fa9571
+# %% ../nbs/10_arcface.ipynb #885b74fa
 class ArcFace(_Labels, _Settings, _Data, _TwoPhases, _Epoch, _Answers, ClassifierMixin, DeepEstimator):
     """Embeddings of images by the ArcFace loss on MobileNetV3-Small, in two phases (Ratiarison & Rahajaniaina 2026).
 
@@ -469,7 +472,7 @@ class ArcFace(_Labels, _Settings, _Data, _TwoPhases, _Epoch, _Answers, Classifie
         tags.transformer_tags.preserves_dtype = []
         return tags
 
-# %% ../nbs/10_arcface.ipynb #deb03443
+# %% ../nbs/10_arcface.ipynb #90500a19
 PAPER = dict(precision="float32")
 QUICK = dict(head_epochs=30, finetune_epochs=3)
 VARIANTS = {  # the paper's system, and what it has to be compared with

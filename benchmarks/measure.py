@@ -81,29 +81,33 @@ class StepClock:
 
     def phases(self, expected=2):
         """The phases in their order: dicts of steps, ends (seconds from the start to the end of each epoch),
-        seconds_per_epoch, and optimizer_per_epoch (seconds inside the optimiser's own step; of meaning on a CPU only).
+        seconds_per_epoch, optimizer_per_epoch (seconds inside the optimiser's own step; of meaning on a CPU only), and
+        parameters (how many numbers the optimiser was given to train).
 
         Raises
         ------
         RuntimeError : if another number of phases or of steps was seen, for then the times say nothing.
         """
         found, wanted = list(self._phases.values()), self.steps_per_epoch * self.epochs
+        sizes = [sum(p.numel() for group in o.param_groups for p in group["params"]) for o in self._phases]
         if [p["steps"] for p in found] != [wanted] * expected:
             raise RuntimeError(f"expected {expected} optimisers of {wanted} steps each, saw steps "
                                f"{[p['steps'] for p in found]}: this is not the work that was to be timed")
         later = self.epochs - 1
         return [{"steps": p["steps"], "ends": p["ends"],
                  "seconds_per_epoch": round((p["ends"][-1] - p["ends"][0]) / later, 6),
-                 "optimizer_per_epoch": round(p["optimizer"] / later, 6)} for p in found]
+                 "optimizer_per_epoch": round(p["optimizer"] / later, 6), "parameters": size} for p, size in zip(found, sizes)]
 
 
-def matrix_rate(dtype, side=2048, seconds=1.0):
-    "GFLOP/s of torch's product of two square matrices of a dtype, on as many threads as torch has now: the best of many."
-    a, b, out = (torch.ones(side, side, dtype=dtype) for _ in range(3))
+def matrix_rate(dtype, side=2048, seconds=1.0, device="cpu"):
+    "GFLOP/s of torch's product of two square matrices of a dtype, on a GPU or on as many threads as torch has now: the best of many."
+    a, b, out = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(3))
+    synchronize(device)
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end or best == float("inf"):
         start = time.perf_counter()
         torch.mm(a, b, out=out)
+        synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2 * side ** 3 / best / 1e9
 

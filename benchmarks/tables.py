@@ -19,6 +19,27 @@ COLUMNS = {  # of the scaling table: title and how to read a row of the record
 NO_SLOPE = ("recall",)
 
 
+def feature_rate_percent(seconds, side, record):
+    "The rate at which features were computed, as a share of the machine's rate for products of matrices in the same precision."
+    flop = 2 * record["macs"]["backbone"] * record["options"]["n"]
+    return 100 * flop / seconds / 1e9 / record["gflops"][side.split()[1]]
+
+
+DEVICES = {"arcface_cost_cpu": "CPU", "arcface_cost_cuda": "GPU"}
+COSTS = (  # of the table of ArcFace: part, title, quantity of the record, how to show it (from value, side and record)
+    ("features", "features, images a second", "seconds", lambda v, side, r: r["options"]["n"] / v),
+    ("features", "features, % of the matrix rate", "seconds", feature_rate_percent),
+    ("phase1", "phase 1, {head_epochs} epochs, s", "whole", lambda v, side, r: v),
+    ("phase1", "phase 1, {head_epochs} epochs, images a second", "whole",
+     lambda v, side, r: r["options"]["n"] * r["options"]["head_epochs"] / v),
+    ("phase1", "phase 1, a later epoch, s", "seconds_per_epoch", lambda v, side, r: v),
+    ("phase2", "phase 2, s an epoch", "seconds_per_epoch", lambda v, side, r: v),
+    ("phase2", "phase 2, images a second", "seconds_per_epoch", lambda v, side, r: r["options"]["n"] / v),
+    ("memory", "extra memory of a fit, MiB", "extra_bytes", lambda v, side, r: v / 2 ** 20),
+    ("memory", "memory of a fit on the GPU, MiB", "gpu_bytes", lambda v, side, r: v / 2 ** 20),
+)
+
+
 def _number(value, missing="-"):
     "Three digits, without an exponent where they can be read without."
     if value is None:
@@ -27,11 +48,12 @@ def _number(value, missing="-"):
 
 
 def table(path):
-    """The table of a record that `idec_vs_clustpy.py` or `idec_scaling.py` wrote.
+    """The table of a record that one of the scripts beside this file wrote.
 
     Parameters
     ----------
-    path : the JSON file
+    path : the JSON file. One of `arcface_cost.py` is shown beside the record of the other device, where that lies in the same
+        folder under its usual name.
 
     Returns
     -------
@@ -42,7 +64,8 @@ def table(path):
     ValueError : if the file is no record of these benchmarks
     """
     record = json.loads(Path(path).read_text("utf-8"))
-    makers = {"idec_vs_clustpy": _ratios, "idec_scaling": _scaling}
+    makers = {"idec_vs_clustpy": _ratios, "idec_scaling": _scaling,
+              **dict.fromkeys(DEVICES, lambda record: _costs(_both_devices(record, Path(path).parent)))}
     if not isinstance(record, dict) or record.get("name") not in makers or record.get("format") != 1:
         raise ValueError(f"{path} is no record of {' or '.join(makers)}; write one with the scripts beside this file.")
     return makers[record["name"]](record)
@@ -112,3 +135,44 @@ def _scaling(record):
         steep = {t: None if t in NO_SLOPE else slope(n[some], values[t][some]) for t in titles}
         lines.append({"n": name, **{t: "-" if v is None else f"{v:.2f}" for t, v in steep.items()}, "limited by": "-"})
     return pd.DataFrame(lines, dtype=str)
+
+
+def _both_devices(record, folder):
+    "The record under the name of its device, and the other device's, where it is there; the CPU first."
+    found = {record["name"]: record}
+    for name in DEVICES.keys() - found.keys():
+        if (folder / f"{name}.json").exists():
+            other = json.loads((folder / f"{name}.json").read_text("utf-8"))
+            if not isinstance(other, dict) or (other.get("name"), other.get("format")) != (name, 1):
+                raise ValueError(f"{folder / name}.json is no record of {name}; write one with arcface_cost.py.")
+            found[name] = other
+    return {DEVICES[name]: found[name] for name in DEVICES if name in found}
+
+
+def _costs(records):
+    lines = {}  # what was measured -> device -> cells; other settings are another line, so nothing unlike stands side by side
+    for device, record in records.items():
+        for what, cells in _cost_cells(record):
+            lines.setdefault(what, {})[device] = cells
+    columns, rows = ("plain way", "bc_clust", "ratio (median)", "ratio (range)"), []
+    for (title, images, ours, plain), found in lines.items():
+        row = {"what": title, "images": images, "bc_clust in": ours, "plain way in": plain}
+        for device in DEVICES.values():
+            row.update({f"{device}, {c}": cell for c, cell in zip(columns, found.get(device, ["not run"] * len(columns)))})
+        rows.append(row)
+    return pd.DataFrame(rows, dtype=str)
+
+
+def _cost_cells(record):
+    "Pairs of what a line shows and its cells for this record."
+    parts = {row["part"]: row for row in record["rows"]}
+    for part, title, quantity, show in COSTS:
+        for ours, plain in parts[part]["beside"].items():
+            cells = []
+            for side in (plain, ours):
+                values = [run["sides"][side][quantity] for run in parts[part]["runs"]]
+                cells.append("-" if None in values else _number(show(float(np.median(values)), side, record)))
+            ratio = [run["ratio"][ours][quantity] for run in parts[part]["runs"]]
+            cells += ["-"] * 2 if None in ratio else [f"{np.median(ratio):.2f}", f"{min(ratio):.2f} to {max(ratio):.2f}"]
+            what = title.format(**record["options"]), str(record["options"]["n"]), *(side.split()[1] for side in (ours, plain))
+            yield what, cells

@@ -193,6 +193,276 @@ def test_scaling_writes_nothing_where_a_size_fails(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+# ---- what ArcFace costs -----------------------------------------------------------------------
+
+COST_N, COST_STEPS = 40, 2  # 32 images and 8
+
+
+@pytest.fixture(scope="module")
+def small():
+    from bc_clust.data import phantom
+
+    return phantom(n=50, size=32, random_state=0)
+
+
+@pytest.fixture(scope="module")
+def cost(tmp_path_factory, the_scripts_folder, small):
+    import arcface_cost
+
+    def here(file, side, device, threads):
+        with np.load(file, allow_pickle=False) as data:
+            return arcface_cost.memory(side, data["X"], data["y"], device)
+
+    path, threads = tmp_path_factory.mktemp("benchmarks") / "deep" / "arcface_cost_cpu.json", torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arcface_cost, "load_or_phantom", lambda name, size: small)
+        patch.setattr(arcface_cost, "in_fresh_process", here)  # a process of its own is tested below, once
+        arcface_cost.main(["--repeats", "2", "--head-epochs", "3", "--finetune-epochs", "2", "--n", str(COST_N), "--out", str(path)])
+    torch.set_num_threads(threads)
+    return path
+
+
+def cost_parts(path):
+    return {row["part"]: row for row in json.loads(path.read_text("utf-8"))["rows"]}
+
+
+def test_cost_records_four_parts_and_where_they_were_measured(cost, small):
+    record = json.loads(cost.read_text("utf-8"))
+    assert record["name"] == "arcface_cost_cpu" and list(cost_parts(cost)) == ["features", "phase1", "phase2", "memory"]
+    assert record["options"] == {"repeats": 2, "head_epochs": 3, "finetune_epochs": 2, "n": COST_N, "batch_size": 32,
+                                 "feature_batch_size": 64, "device": "cpu"}
+    assert record["data"] == {"name": "phantom", "source": small.source, "sha256": small.sha256, "shape": [COST_N, 32, 32]}
+    assert record["environment"]["threads"] == 1 and record["environment"]["device"] == "cpu"
+    assert {"processor", "python", "torch", "torchvision", "pillow", "bc_clust"} <= record["environment"].keys()
+    assert record["host"]["processor"] == record["environment"]["processor"] and record["notes"]
+    assert record["features_difference"] < 1e-4 and min(record["gflops"].values()) > 0
+    assert len(record["code"]) == 12 and list(cost.parent.iterdir()) == [cost]
+
+
+def test_cost_counts_the_operations(cost):
+    macs = json.loads(cost.read_text("utf-8"))["macs"]
+    assert macs["head"] == 576 * 256 + 256 * 64 and macs["whole"] == macs["backbone"] + macs["head"] + 64 * 3
+    assert 1e6 < macs["backbone"] < 3e6  # of 32 pixels; 224 pixels take 49 times as many where the layers are convolutions
+
+
+@pytest.mark.parametrize("part, epochs, parameters", [("phase1", 3, 147_712 + 16_448 + 192), ("phase2", 2, None)])
+def test_cost_both_sides_did_the_same_work(cost, part, epochs, parameters):
+    from bc_clust.backbones import mobilenet_v3_small
+
+    if parameters is None:  # the last three blocks too
+        parameters = 147_712 + 16_448 + 192 + sum(p.numel() for p in mobilenet_v3_small(None).freeze_except_last(3))
+    for run in cost_parts(cost)[part]["runs"]:
+        assert set(run["sides"]) == {"plain float32", "bc_clust float32", "bc_clust bfloat16"}
+        for found in run["sides"].values():
+            assert found["steps"] == epochs * COST_STEPS and found["parameters"] == parameters
+            ends = found["ends"]
+            assert ends == sorted(ends) and len(ends) == epochs and ends[-1] <= found["whole"] and 0 < found["loss"] < 20
+            assert found["seconds_per_epoch"] == pytest.approx((ends[-1] - ends[0]) / (epochs - 1), abs=2e-6)
+
+
+def test_cost_sides_take_turns_and_ratios_follow_from_the_raw_numbers(cost):
+    for part, row in cost_parts(cost).items():
+        plain_bfloat16 = "plain bfloat16" if part == "features" else "plain float32"
+        assert row["beside"] == {"bc_clust float32": "plain float32", "bc_clust bfloat16": plain_bfloat16}
+        first, second = row["runs"]
+        assert second["order"] == first["order"][1:] + first["order"][:1] and set(first["order"]) == set(first["sides"])
+        for run in row["runs"]:
+            for ours, ratios in run["ratio"].items():
+                plain, mine = run["sides"][row["beside"][ours]], run["sides"][ours]
+                for quantity, ratio in ratios.items():
+                    if part == "memory":  # so small a fit may take nothing that can be seen
+                        assert ratio is None or ratio == plain[quantity] / mine[quantity]
+                    else:
+                        assert ratio == plain[quantity] / mine[quantity] > 0
+
+
+def test_cost_ratio_of_memory_is_left_out_where_a_number_is_missing_or_zero():
+    import arcface_cost
+
+    bytes_of = {"plain float32": 300, "bc_clust float32": 200, "bc_clust bfloat16": 0}
+    row = arcface_cost.compare("memory", lambda side, repeat: {"extra_bytes": bytes_of[side], "gpu_bytes": None}, 1,
+                               say=lambda *a, **k: None)
+    assert row["runs"][0]["ratio"] == {"bc_clust float32": {"extra_bytes": 1.5, "gpu_bytes": None},
+                                       "bc_clust bfloat16": {"extra_bytes": None, "gpu_bytes": None}}
+
+
+def test_cost_refuses_sides_that_train_different_numbers_of_parameters():
+    import arcface_cost
+
+    with pytest.raises(RuntimeError, match="other numbers of parameters in phase1"):
+        arcface_cost.compare("phase1", lambda side, repeat: {"parameters": len(side)}, 1)
+
+
+def test_cost_refuses_features_that_differ(small, monkeypatch):
+    import arcface_cost
+
+    X, y = arcface_cost.spread(small.images, small.labels, 20)
+    assert arcface_cost.difference(X, y, "cpu") < 1e-4
+    monkeypatch.setattr(arcface_cost, "IMAGENET_MEAN", (0.4, 0.4, 0.4))  # the plain side only
+    with pytest.raises(RuntimeError, match="features of the two sides differ"):
+        arcface_cost.difference(X, y, "cpu")
+
+
+def test_cost_the_plain_way_trains_what_arcface_trains(small):
+    import arcface_cost
+
+    X, y = arcface_cost.spread(small.images, small.labels, 40)
+    ours, plain = (arcface_cost.settings("x float32", X, "cpu", finetune_epochs=1) for _ in range(2))
+    plain, start = (arcface_cost.PlainWay(plain, 3) for _ in range(2))
+    ours.fit(X, y), plain.fit(X, y)
+    before, after = start.backbone.state_dict(), plain.backbone.state_dict()
+    first = ours.backbone_.state_dict()
+    assert before.keys() == after.keys() == first.keys()
+    for key in after:  # what ArcFace left as it was, its BatchNorm too, is what the plain way left, and from the same start
+        assert torch.equal(before[key], first[key]) == torch.equal(before[key], after[key]), key
+    assert not torch.equal(before["features.10.block.0.0.weight"], after["features.10.block.0.0.weight"])
+    assert torch.equal(before["features.9.block.0.1.running_mean"], after["features.9.block.0.1.running_mean"])
+    assert not torch.equal(start.vectors.W, plain.vectors.W)
+    torch.testing.assert_close(plain.weight.cpu(), torch.tensor(40 / (3 * np.bincount(y)), dtype=torch.float32))
+
+
+def test_cost_the_plain_way_changes_images_in_phase_2_only(small):
+    import arcface_cost
+    from bc_clust.backbones import imagenet_input
+
+    X, y = small.images[:8], np.arange(8) % 3
+    plain = arcface_cost.PlainWay(arcface_cost.settings("plain float32", X, "cpu"), 3)
+    still, moved = (next(iter(plain.loader(X, y, shuffle=False, augment=augment)))[0] for augment in (False, True))
+    torch.testing.assert_close(still, imagenet_input(X))
+    assert moved.shape == (8, 3, 32, 32) and (moved - still).abs().flatten(1).amax(1).min() > 0.05
+    grey = moved * torch.tensor(arcface_cost.IMAGENET_STD)[:, None, None] + torch.tensor(arcface_cost.IMAGENET_MEAN)[:, None, None]
+    torch.testing.assert_close(grey[:, 0], grey[:, 2])  # the three channels change together
+    asked, loader = [], plain.loader
+    plain.loader = lambda X, y, shuffle, augment=False: asked.append((shuffle, augment)) or loader(X, y, shuffle, augment)
+    plain.fit(X, y)
+    assert asked == [(True, False), (True, True)]
+
+
+@pytest.mark.parametrize("epochs", [dict(head_epochs=3), dict(finetune_epochs=1)])
+def test_cost_the_plain_way_ends_where_arcface_ends(small, epochs):
+    import arcface_cost
+
+    X, y = arcface_cost.spread(small.images, small.labels, 30)  # one batch, so that the order of the images is no matter
+    ours = arcface_cost.settings("x float32", X, "cpu", **epochs).set_params(dropout=0.0, augment=False)
+    plain = arcface_cost.PlainWay(ours, 3).fit(X, y)
+    ours.fit(X, y)
+    assert plain.loss == pytest.approx(ours.history_["loss"].iloc[-1], rel=1e-5)
+    for theirs, mine in ((plain.head, ours.head_), (plain.vectors, ours.vectors_)):
+        for key, value in mine.state_dict().items():
+            torch.testing.assert_close(theirs.state_dict()[key], value, atol=2e-6, rtol=0, msg=key)
+
+
+def test_cost_states_the_batches_in_which_features_are_computed(monkeypatch):
+    import arcface_cost
+    from bc_clust.data import phantom
+
+    images, sizes = phantom(n=70, size=32, random_state=0), []
+    transform = arcface_cost.extractor("bc_clust float32", images.images, images.labels, "cpu")
+    monkeypatch.setattr(arcface_cost.ArcFace, "_backbone",
+                        lambda self, batch: sizes.append(len(batch)) or self.backbone_(batch[:, None].expand(-1, 3, -1, -1)))
+    assert transform(images.images).shape == (70, 576) and sizes == [arcface_cost.MAP_BATCH, 70 - arcface_cost.MAP_BATCH]
+
+
+def test_cost_takes_images_from_the_whole_set():
+    import arcface_cost
+
+    X, y = arcface_cost.spread(np.arange(100), np.repeat([0, 1], 50), 20)
+    assert X[0] == 0 and X[-1] == 99 and np.unique(X).size == 20 and np.bincount(y).tolist() == [10, 10]
+    few = arcface_cost.warm_part(np.arange(780), np.arange(780))[0]
+    assert len(few) == 64 + 12 and len(few) % 32 == 780 % 32
+
+
+def test_cost_memory_comes_from_a_process_of_its_own(small, tmp_path):
+    import arcface_cost
+
+    file = tmp_path / "images.npz"
+    np.savez(file, X=small.images[:40], y=np.arange(40) % 3)
+    found = arcface_cost.in_fresh_process(file, "plain float32", "cpu", 1)
+    assert found["data_bytes"] == 40 * 32 * 32 and found["gpu_bytes"] is None and found["extra_how"] and found["loss"] > 0
+
+
+def test_cost_writes_nothing_where_a_process_fails(small, tmp_path, monkeypatch):
+    import arcface_cost
+
+    def killed(command, **kwargs):
+        return subprocess.CompletedProcess(command, -9, "")
+
+    monkeypatch.setattr(arcface_cost, "load_or_phantom", lambda name, size: small)
+    monkeypatch.setattr(arcface_cost, "difference", lambda *a: 0.0)
+    monkeypatch.setattr(arcface_cost, "timed_features", lambda *a: {"seconds": 1.0})
+    monkeypatch.setattr(arcface_cost, "timed_phase", lambda *a, **k: {"whole": 1.0, "seconds_per_epoch": 1.0})
+    monkeypatch.setattr(arcface_cost.subprocess, "run", killed)
+    threads = torch.get_num_threads()
+    with pytest.raises(SystemExit, match="memory of plain float32 ended with status -9"):
+        arcface_cost.main(["--out", str(tmp_path / "a.json")])
+    torch.set_num_threads(threads)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--head-epochs", "1"], "at least 2"), (["--n", "33"], "would hold one image"), (["--n", "51"], "the set has 50 images"),
+    (["--n", "5"], "at least 20"), (["--device", "auto"], "auto"),
+    pytest.param(["--device", "cuda"], "not available", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU"))])
+def test_cost_refuses_wrong_options(words, message, small, tmp_path, capsys, monkeypatch):
+    import arcface_cost
+
+    monkeypatch.setattr(arcface_cost, "load_or_phantom", lambda name, size: small)
+    with pytest.raises(SystemExit, match="2"):
+        arcface_cost.main([*words, "--out", str(tmp_path / "a.json")])
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_cost_table_says_not_run_without_a_record_of_a_gpu(cost):
+    from tables import table
+
+    shown, parts = table(cost), cost_parts(cost)
+    assert shown.map(lambda cell: isinstance(cell, str)).all(axis=None)
+    assert (shown.filter(like="GPU, ") == "not run").all(axis=None) and shown.filter(like="GPU, ").shape == (18, 4)
+    line = shown.set_index(["what", "bc_clust in"]).loc[("phase 1, 3 epochs, images a second", "bfloat16")]
+    assert line["images"] == "40" and line["plain way in"] == "float32"
+    ours = np.median([run["sides"]["bc_clust bfloat16"]["whole"] for run in parts["phase1"]["runs"]])
+    assert float(line["CPU, bc_clust"].replace(",", "")) == pytest.approx(40 * 3 / ours, rel=0.006)
+    ratios = [run["ratio"]["bc_clust bfloat16"]["whole"] for run in parts["phase1"]["runs"]]
+    assert line["CPU, ratio (median)"] == f"{np.median(ratios):.2f}"
+    assert line["CPU, ratio (range)"] == f"{min(ratios):.2f} to {max(ratios):.2f}"
+    gpu = shown[shown["what"] == "memory of a fit on the GPU, MiB"]
+    assert len(gpu) == 2 and (gpu.filter(like="CPU, ") == "-").all(axis=None)
+
+
+def test_cost_table_puts_a_gpu_beside_the_cpu_where_the_work_is_the_same(cost, tmp_path):
+    from tables import table
+
+    record = json.loads(cost.read_text("utf-8"))
+    (tmp_path / "arcface_cost_cpu.json").write_text(json.dumps(record))
+    record.update(name="arcface_cost_cuda", options={**record["options"], "finetune_epochs": 9})
+    for run in record["rows"][0]["runs"]:
+        run["sides"]["bc_clust float32"]["seconds"] = 0.5
+    (tmp_path / "arcface_cost_cuda.json").write_text(json.dumps(record))
+    from_cpu, from_gpu = (table(tmp_path / f"arcface_cost_{device}.json") for device in ("cpu", "cuda"))
+    pd.testing.assert_frame_equal(from_cpu, from_gpu)
+    assert len(from_cpu) == 18 and not (from_cpu == "not run").any(axis=None)
+    assert from_cpu["GPU, bc_clust"][0] == "80.0" and from_cpu["CPU, plain way"][0] == from_cpu["GPU, plain way"][0]
+
+    record["options"]["head_epochs"] = 7  # another phase 1: a line of its own
+    (tmp_path / "arcface_cost_cuda.json").write_text(json.dumps(record))
+    shown = table(tmp_path / "arcface_cost_cpu.json").set_index(["what", "bc_clust in"])
+    assert shown.loc[("phase 1, 3 epochs, s", "float32"), "GPU, bc_clust"] == "not run"
+    assert shown.loc[("phase 1, 7 epochs, s", "float32"), "CPU, bc_clust"] == "not run"
+
+    (tmp_path / "arcface_cost_cuda.json").write_text("[]")
+    with pytest.raises(ValueError, match="arcface_cost_cuda.json is no record"):
+        table(tmp_path / "arcface_cost_cpu.json")
+
+
+def test_cost_share_of_the_matrix_rate():
+    from tables import feature_rate_percent
+
+    record = {"macs": {"backbone": 5e9}, "options": {"n": 10}, "gflops": {"float32": 100.0, "bfloat16": 400.0}}
+    assert feature_rate_percent(2.0, "plain float32", record) == pytest.approx(50)  # 100 GFLOP in 2 s
+    assert feature_rate_percent(2.0, "bc_clust bfloat16", record) == pytest.approx(12.5)
+
+
 # ---- what both share --------------------------------------------------------------------------
 
 
@@ -214,6 +484,7 @@ def test_the_clock_counts_steps_of_each_phase_and_lets_go():
     first, second = clock.phases()
     assert first["steps"] == second["steps"] == 12
     assert len(first["ends"]) == 3 and first["ends"][-1] <= second["ends"][0] <= clock.seconds
+    assert first["parameters"] == second["parameters"] == 3
 
 
 @pytest.mark.parametrize("phases, steps, seen", [(1, 12, r"\[12\]"), (2, 11, r"\[11, 11\]"), (3, 12, r"\[12, 12, 12\]")])
