@@ -360,7 +360,7 @@ def test_cost_states_the_batches_in_which_features_are_computed(monkeypatch):
     transform = arcface_cost.extractor("bc_clust float32", images.images, images.labels, "cpu")
     monkeypatch.setattr(arcface_cost.ArcFace, "_backbone",
                         lambda self, batch: sizes.append(len(batch)) or self.backbone_(batch[:, None].expand(-1, 3, -1, -1)))
-    assert transform(images.images).shape == (70, 576) and sizes == [arcface_cost.MAP_BATCH, 70 - arcface_cost.MAP_BATCH]
+    assert transform(images.images).shape == (70, 576) and sizes == [arcface_cost.MAP_BATCH] * (70 // arcface_cost.MAP_BATCH) + [70 % arcface_cost.MAP_BATCH]
 
 
 def test_cost_takes_images_from_the_whole_set():
