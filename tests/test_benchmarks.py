@@ -230,7 +230,7 @@ def test_cost_records_four_parts_and_where_they_were_measured(cost, small):
     record = json.loads(cost.read_text("utf-8"))
     assert record["name"] == "arcface_cost_cpu" and list(cost_parts(cost)) == ["features", "phase1", "phase2", "memory"]
     assert record["options"] == {"repeats": 2, "head_epochs": 3, "finetune_epochs": 2, "n": COST_N, "batch_size": 32,
-                                 "feature_batch_size": 64, "device": "cpu"}
+                                 "feature_batch_size": 32, "device": "cpu"}
     assert record["data"] == {"name": "phantom", "source": small.source, "sha256": small.sha256, "shape": [COST_N, 32, 32]}
     assert record["environment"]["threads"] == 1 and record["environment"]["device"] == "cpu"
     assert {"processor", "python", "torch", "torchvision", "pillow", "bc_clust"} <= record["environment"].keys()
@@ -369,7 +369,7 @@ def test_cost_takes_images_from_the_whole_set():
     X, y = arcface_cost.spread(np.arange(100), np.repeat([0, 1], 50), 20)
     assert X[0] == 0 and X[-1] == 99 and np.unique(X).size == 20 and np.bincount(y).tolist() == [10, 10]
     few = arcface_cost.warm_part(np.arange(780), np.arange(780))[0]
-    assert len(few) == 64 + 12 and len(few) % 32 == 780 % 32
+    assert len(few) == 32 + 12 and len(few) % 32 == 780 % 32
 
 
 def test_cost_memory_comes_from_a_process_of_its_own(small, tmp_path):
