@@ -274,8 +274,8 @@ class _TwoPhases:
                           adam=torch.optim.AdamW(trained, lr=lr, weight_decay=self.weight_decay))
 
 # %% ../nbs/10_arcface.ipynb #8894a11e
-class _Epoch:
-    "An epoch of either phase."
+class _Network:
+    "The way of a batch through the networks, to features, embedding, scores and loss."
 
     def _backbone(self, batch):
         "Features (n, 576) of a float batch on the device."
@@ -301,6 +301,10 @@ class _Epoch:
         if self.loss == "softmax":
             return F.cross_entropy(self._scores(z), y, self._weight)
         return arcface_loss(z, self.vectors_.W, y, self.margin, self.scale, self._weight)
+
+# %% ../nbs/10_arcface.ipynb #5e207b3c
+class _Epoch:
+    "An epoch of either phase."
 
     def _epoch(self, x, codes, augment):
         for module in self._modules().values():
@@ -398,7 +402,7 @@ class _Labels:
         self._run_id["labels"] = hashlib.sha256(codes.numpy()).hexdigest()[:16]
 
 # %% ../nbs/10_arcface.ipynb #885b74fa
-class ArcFace(_Labels, _Settings, _Data, _TwoPhases, _Epoch, _Answers, ClassifierMixin, DeepEstimator):
+class ArcFace(_Labels, _Settings, _Data, _TwoPhases, _Network, _Epoch, _Answers, ClassifierMixin, DeepEstimator):
     """Embeddings of images by the ArcFace loss on MobileNetV3-Small, in two phases (Ratiarison & Rahajaniaina 2026).
 
     The paper's abstract states the network, the two phases and the width of the embedding. All else is an assumption.

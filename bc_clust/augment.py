@@ -123,7 +123,7 @@ def _resample(x, angle, zoom, shift):
         new = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return new.to(x.dtype).reshape(x.shape)
 
-
+# %% ../nbs/04_augment.ipynb #b04b21aa
 def affine(x, angle, zoom, shift):
     """Each image turned, enlarged about its centre and moved by its own numbers, in one bilinear resampling.
 
@@ -185,22 +185,17 @@ def random_affine(x, degrees=10, zoom=0.1, shift=0.05, generator=None):
         Largest change of size, in [0, 0.9]: at 1 an image could shrink to nothing.
     shift : float
         Largest move, in widths and heights of the image, in [0, 1].
-    generator : torch.Generator, optional
-        Source of the random numbers, on the device of `x`. Without it the global one
-        of that device is used, which `torch.manual_seed` seeds.
+    generator : as in `random_flip`
 
     Returns
     -------
     torch.Tensor
-        A new tensor of the shape, dtype and device of `x`.
+        As from `random_flip`.
 
     Raises
     ------
-    TypeError
-        If `x` is not a floating-point tensor, or `generator` no torch.Generator.
-    ValueError
-        If `x` has other axes or no image, a parameter lies outside its range, or the generator
-        lives on another device than `x`.
+    TypeError, ValueError
+        As from `random_flip`; and where a parameter lies outside its range.
     """
     _check_batch(x, generator)
     check_number("degrees", degrees, 0, 180)
@@ -226,22 +221,17 @@ def random_intensity(x, brightness=0.1, contrast=0.2, generator=None):
         Largest offset, in [0, 1].
     contrast : float
         Largest change of the factor, in [0, 1].
-    generator : torch.Generator, optional
-        Source of the random numbers, on the device of `x`. Without it the global one
-        of that device is used, which `torch.manual_seed` seeds.
+    generator : as in `random_flip`
 
     Returns
     -------
     torch.Tensor
-        A new tensor of the shape, dtype and device of `x`.
+        As from `random_flip`.
 
     Raises
     ------
-    TypeError
-        If `x` is not a floating-point tensor, or `generator` no torch.Generator.
-    ValueError
-        If `x` has other axes or no image, a parameter lies outside [0, 1], or the generator
-        lives on another device than `x`.
+    TypeError, ValueError
+        As from `random_flip`; and where a parameter lies outside [0, 1].
     """
     _check_batch(x, generator)
     check_number("brightness", brightness, 0, 1)

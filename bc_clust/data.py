@@ -138,6 +138,7 @@ class ImageSet:
             parts["metadata"] = self.metadata.iloc[rows].reset_index(drop=True)
         return dataclasses.replace(self, **parts, source=f"{self.source}, {len(rows)} of {len(self)} rows")
 
+# %% ../nbs/00_data.ipynb #e47c42f5
 _ROW_FIELDS = ("split", "groups", "masks", "metadata")
 
 # %% ../nbs/00_data.ipynb #212e2a46
@@ -832,7 +833,7 @@ def _phantom_labels(n, proportions, rng):
 _PHANTOM_TASKS = {"3-class": (PHANTOM_CLASSES, (0, 1, 2)), "benign-malignant": (("benign", "malignant"), (0, 1)),
                   "binary-class": (("malignant", "normal, benign"), (1, 0, 1))}
 
-
+# %% ../nbs/00_data.ipynb #38b53832
 def phantom(n=780, size=28, difficulty=0.3, proportions=None, task="3-class", random_state=0, chunk=None):
     """Simulated breast ultrasound with known truth.
 

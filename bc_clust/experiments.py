@@ -186,7 +186,7 @@ def path_scores(y, label_path, n_clusters):
     rows = [{k: v for k, v in clustering_scores(y, labels).items() if k in keep} for labels in label_path]
     return pd.DataFrame(rows).assign(smallest_share=[smallest_share(labels, n_clusters) for labels in label_path])
 
-
+# %% ../nbs/07_experiments.ipynb #1c21dfbe
 def _score(estimator, images, X):
     "Scores after the fit, and along the path where there is one."
     Z = estimator.transform(X) if isinstance(estimator, DeepEstimator) else X
@@ -298,7 +298,7 @@ def _run_one(estimator, images, seed, folder, label, threads, keep):
     write_atomic(folder / f"seed-{seed}.json", json.dumps(record, indent=1) + "\n")  # last: it says all is there
     return record
 
-
+# %% ../nbs/07_experiments.ipynb #2acf6cc4
 def _data_of(images, estimator):
     size = "x".join(map(str, images.images.shape[1:]))
     told = {"name": images.name, "task": images.task, "size": size, "n": len(images.images),
@@ -413,7 +413,7 @@ def read_records(results=None, method=None, data=None, labels=None):
                          "code": record["code"], "seconds": record["seconds"], "file": str(file)})
     return pd.DataFrame(rows)
 
-
+# %% ../nbs/07_experiments.ipynb #79a73023
 def study_records(estimators, data, results=None):
     """The records of these estimators, in their order, whatever label they were run under.
 

@@ -69,7 +69,7 @@ def _counts(y_true, labels):
     counts = np.bincount(rows * len(classes) + columns, minlength=len(clusters) * len(classes))
     return clusters, classes, counts.reshape(len(clusters), len(classes))
 
-
+# %% ../nbs/01_metrics.ipynb #093a6ff5
 def contingency_table(y_true, labels, class_names=None):
     """How many members of each class each cluster holds.
 
@@ -244,7 +244,7 @@ def internal_scores(X, labels, sample_size=10_000, random_state=0):
             scores["calinski_harabasz"] = float(skm.calinski_harabasz_score(X, codes))
     return scores
 
-
+# %% ../nbs/01_metrics.ipynb #faccf3d9
 def _separable(codes):
     "At least two clusters, and fewer than points."
     return 2 <= len(np.unique(codes)) < len(codes)

@@ -351,7 +351,7 @@ def plot_history(history, columns, ax=None, x="epoch", ylabel=None, log=False, n
         _legend(ax, 4.2)
     return ax
 
-
+# %% ../nbs/03_plots.ipynb #fbc7f688
 def _check_history(history, columns, x, log):
     "Raise where there is nothing to draw."
     if not isinstance(history, pd.DataFrame) or history.empty:
@@ -451,7 +451,7 @@ def _draw_montage(ax, sheet):
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
 
-
+# %% ../nbs/03_plots.ipynb #f3f2ca9a
 def plot_images(images, ax=None, n_cols=8, titles=None, vmin=None, vmax=None):
     """A montage: images side by side, in the order given, in rows of `n_cols`.
 
@@ -491,7 +491,7 @@ def plot_images(images, ax=None, n_cols=8, titles=None, vmin=None, vmax=None):
         _image_titles(ax, [str(t) for t in titles], n_cols, (h, w), gap, top, sheet.shape)
     return ax
 
-
+# %% ../nbs/03_plots.ipynb #79078dee
 def _image_titles(ax, titles, n_cols, size, gap, top, sheet):
     "A text above each image of a montage, in letters that fit its width and the room above it."
     (h, w), longest = size, max(1, *map(len, titles), 1)
@@ -508,7 +508,7 @@ def _choose(members, n, distance, random_state):
         return members[np.argsort(distance[members], kind="stable")[:n]]
     return np.sort(np.random.default_rng(random_state).permutation(members)[:n])
 
-
+# %% ../nbs/03_plots.ipynb #52dc31aa
 def plot_images_by_cluster(images, labels, n_per_cluster=8, distance=None, ax=None, random_state=0):
     """A row of images for each cluster, its size beside it.
 
@@ -658,7 +658,7 @@ def plot_cluster_sizes(label_path, n_clusters, ax=None, majority=None, x=None, x
     _legend(ax, 4.2)
     return ax
 
-
+# %% ../nbs/03_plots.ipynb #58fbdaa6
 def _majority_line(ax, majority):
     "A dashed line at the share of the largest class, named in the legend."
     ax.axhline(majority, color="black", linestyle=(0, (6, 3)), linewidth=1.2, zorder=1,
@@ -715,7 +715,7 @@ def plot_scores(scores, score="accuracy", by="label", ax=None, majority=None, yl
         _legend(ax, 4.2 + 1.4 * max(t.count("\n") for t in ticks))
     return ax
 
-
+# %% ../nbs/03_plots.ipynb #5ffeac6a
 def _column_of_points(ax, i, values):
     "The seeds left of the middle, in their order; mean and standard deviation right of it."
     look = _look(i)

@@ -116,7 +116,7 @@ def cpu_has_bfloat16():
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
-
+# %% ../nbs/02_training.ipynb #f831b96b
 def resolve_precision(precision="auto", device="cpu"):
     """The `Precision` for a device. "auto" follows this table:
 
@@ -372,7 +372,7 @@ class _Pretrained:
 # %% ../nbs/02_training.ipynb #ad146622
 NOT_RESULTS = ("verbose", "checkpoint_dir", "resume", "pretrain_dir", "device")  # settings that say how to run, not what comes out
 
-
+# %% ../nbs/02_training.ipynb #3c81cee4
 class _Setup:
     "Seed, device, precision, and the identity of a run."
 
@@ -453,7 +453,7 @@ class _Use:
 # %% ../nbs/02_training.ipynb #bfbf3e56
 _REGISTRY = {}  # class name -> class, for load_estimator
 
-
+# %% ../nbs/02_training.ipynb #84811b76
 class DeepEstimator(_Loop, _Resume, _Pretrained, _Setup, _Use, TransformerMixin, BaseEstimator):
     """Base class of the methods: a scikit-learn transformer around torch networks.
 
@@ -504,7 +504,7 @@ def _plain(value):
         return value.item() if isinstance(value, np.generic) else os.fspath(value)
     raise TypeError(f"{type(value).__name__} {value!r}")
 
-
+# %% ../nbs/02_training.ipynb #778e8245
 def save(estimator, path, half=False):
     """Write a fitted estimator to one safetensors file, whole or not at all.
 
