@@ -632,6 +632,8 @@ STUDIES = {  # what the paper varies, and what it leaves open
                       (("mean over edges", "edges"), ("mean over pairs", "pairs"), ("sum", "sum"))},
                    "whole graph, eq. (6)": dict(graph_scope="all"),
                    "whole graph, sum": dict(graph_scope="all", graph_scaling="sum")},
+    "graph-sum": {f"whole graph, sum, weight {w}": dict(graph_scope="all", graph_scaling="sum", graph_weight=w)
+                  for w in (.001, .002, .003, .004, .005)},
 }
 PAPER = dict(precision="float32", stop_rule=None)
 QUICK = dict(pretrain_epochs=100, max_epochs=30, precision="float32")
