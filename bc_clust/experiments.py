@@ -249,7 +249,7 @@ def _held_out_score(estimator, images, X, seed, train, test):
             arrays[f"{part}, answers"] = answers.astype(np.float16)
         scores[f"{part}, linear probe"] = classification_scores(y[rows], probe.predict_proba(Z[rows]))
         arrays |= {f"{part}, kmeans": kmeans.astype(np.int16), f"{part}, hdbscan": dense.astype(np.int16)}
-    arrays |= {"held out, embedding": Z[test].astype(np.float16), "components": np.array(pca.n_components_)}
+    arrays["held out, projection"] = P.astype(np.float32)   # enough to cluster again, with other settings
     return scores, arrays, Z
 
 

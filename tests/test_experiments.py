@@ -10,6 +10,7 @@ import safetensors.numpy
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
+from sklearn.metrics import adjusted_rand_score
 from sklearn.pipeline import make_pipeline
 
 from bc_clust import experiments
@@ -393,7 +394,9 @@ def test_a_classifier_is_fitted_on_one_grouped_split(taught):
         stored = np.load(record_folder(Taught(), images, folder) / f"seed-{seed}.labels.npz", allow_pickle=False)
         assert np.array_equal(stored["test"], test) and np.array_equal(stored["train"], train)
         assert not set(images.groups[train]) & set(images.groups[test]) and len(test) == len(stored["held out, kmeans"])
-        assert stored["held out, embedding"].shape == stored["held out, answers"].shape == (len(test), 3)
+        kmeans, dense = cluster_embedding(stored["held out, projection"], 3, seed)
+        assert adjusted_rand_score(kmeans, stored["held out, kmeans"]) == 1 and np.array_equal(dense, stored["held out, hdbscan"])
+        assert stored["held out, answers"].shape == (len(test), 3)
         scores = classification_scores(images.labels[test], stored["held out, answers"])
         assert records[seed]["scores"]["held out, classifier"]["auc"] == pytest.approx(scores["auc"], abs=0.01)
     assert not np.array_equal(calls[0][1], calls[1][1])
