@@ -232,10 +232,11 @@ def data_get(name: str, size: Annotated[Optional[int], typer.Option(help="pixels
 # %% ../nbs/60_cli.ipynb #21dabe05
 @data_app.command("check")
 def data_check(name: str, size: Annotated[Optional[int], typer.Option(help="pixels a side")] = None,
+               task: Annotated[Optional[str], typer.Option(help="the question, where a set has several")] = None,
                root: Annotated[Optional[Path], typer.Option(help="folder to look in")] = None):
     "Verify a data set's checksum and count classes, duplicates and constant images. Downloads nothing."
     data = import_module("bc_clust.data")
-    images = data.load(name, size=size, root=root, download=False)
+    images = data.load(name, task=task, size=size, root=root, download=False)
     typer.echo(f"{images}\nsource: {images.source}\nsha256: {images.sha256}")
     if images.labels.ndim == 1:
         for number, title in enumerate(images.class_names):

@@ -146,6 +146,8 @@ def test_data_commands():
     assert "phantom" in listing and "breastmnist" in listing and "CC BY 4.0" in listing
     checked = invoke("data", "check", "wdbc").output
     assert "sha256: " in checked and "212" in checked and "357" in checked
+    asked = invoke("data", "check", "phantom", "--task", "benign-malignant", "--size", "32").output
+    assert "class 1 malignant" in asked and "class 2" not in asked and "class 2" in invoke("data", "check", "phantom", "--size", "32").output
 
 
 def test_demo_writes_a_report_and_says_where(tmp_path, monkeypatch):
