@@ -634,6 +634,8 @@ STUDIES = {  # what the paper varies, and what it leaves open
                    "whole graph, sum": dict(graph_scope="all", graph_scaling="sum")},
     "graph-sum": {f"whole graph, sum, weight {w}": dict(graph_scope="all", graph_scaling="sum", graph_weight=w)
                   for w in (.001, .002, .003, .004, .005)},
+    "graph-sum-rate": {f"whole graph, sum, lr {lr}": dict(graph_scope="all", graph_scaling="sum", lr=lr)
+                       for lr in (.0001, .0002, .0003, .0004, .0005)},
 }
 PAPER = dict(precision="float32", stop_rule=None)
 QUICK = dict(pretrain_epochs=100, max_epochs=30, precision="float32")
