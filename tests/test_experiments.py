@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import safetensors.numpy
+from scipy.stats import ttest_1samp
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
@@ -248,6 +249,23 @@ def test_the_readmes_counts_of_collapsed_stops_are_those_of_the_records():
     assert all(counts[f"lr {lr}"] == 10 for lr in (.002, .003, .004, .005)) and "at learning rates of 0.002 and more" in text
 
 
+def test_the_readmes_verdict_is_that_of_the_records():
+    """The number of settings, that none gains on the mean, and what the undivided sum of the graph gives."""
+    frame = study_records(variants("idec", 2, "paper", study="all"), "breastmnist").drop_duplicates(["file", "reading"])
+    text = " ".join((results_folder().parent / "README.md").read_text("utf-8").split())
+    assert (frame.groupby("settings")["seed"].nunique() == 10).all() and f"in none of {frame['settings'].nunique()} settings" in text
+    last = frame[frame["reading"] == "last"]
+    ends = last.pivot(index="seed", columns="settings", values="accuracy")
+    plain = ends[last.loc[last["label"] == "IDEC", "settings"].iloc[0]]
+    assert f"at {plain.mean():.0%}".replace("%", " %") in text
+    low = [ttest_1samp(ends[s] - plain, 0).confidence_interval(0.95).low for s in ends if not ends[s].equals(plain)]
+    assert max(low) <= 0, "a setting is better than plain IDEC"
+    strong = last[last["label"].str.startswith("whole graph, sum")]
+    assert f"{(strong['accuracy'] >= 0.70).sum()} of {len(strong)} runs end at 70 % or more" in text
+    by_chance = (570 * (1 - strong["smallest_share"]) + 210 * strong["smallest_share"]) / 780
+    assert (strong["accuracy"] - by_chance < 0.05).mean() > 0.7, "most are hardly better than random ones of the same sizes"
+
+
 def test_markdown_table():
     table = pd.DataFrame({"top_accuracy": ["0.5"]}, index=pd.Index(["k-means"], name="method"))
     assert markdown_table(table).splitlines() == ["| method | top accuracy |", "| --- | --- |", "| k-means | 0.5 |"]
@@ -323,14 +341,15 @@ def committed():
 def test_committed_records_are_whole_and_fresh():
     files = [f for f in committed() if "demo" not in f.parts]
     assert files, "results/ holds no records"
-    digests = {"IDEC": code_digest(IDEC()), "KMeans": code_digest(KMeans())}
+    digests = {"ArcFace": code_digest(ArcFace()), "IDEC": code_digest(IDEC()), "KMeans": code_digest(KMeans())}
     for file in files:
         record = json.loads(file.read_text("utf-8"))
         assert file.parent.name == settings_hash_of(record), f"{file}: settings and folder disagree"
         assert record["code"] == digests[record["method"]], (
             f"{file} is stale: the method's code changed; run again the commands named in the method's notebook")
         stored = np.load(file.with_name(file.name.replace(".json", ".labels.npz")), allow_pickle=False)
-        assert len(stored["labels"]) == record["data"]["n"]
+        rows = [*stored["train"], *stored["test"]] if "test" in stored else range(len(stored["labels"]))
+        assert sorted(rows) == list(range(record["data"]["n"])), file
 
 
 def settings_hash_of(record):
@@ -345,10 +364,13 @@ def test_committed_scores_follow_from_the_committed_labels(breastmnist):
         if record["data"]["name"] != "breastmnist":
             continue
         assert record["data"]["sha256"] == breastmnist.sha256
-        stored = np.load(file.with_name(file.name.replace(".json", ".labels.npz")), allow_pickle=False)
-        scores = clustering_scores(breastmnist.labels, stored["labels"])
-        for name in ("accuracy", "balanced_accuracy", "nmi", "ari", "majority_share"):
-            assert record["scores"]["last"][name] == pytest.approx(scores[name], abs=1e-12), (file, name)
+        stored, y = np.load(file.with_name(file.name.replace(".json", ".labels.npz")), allow_pickle=False), breastmnist.labels
+        found = ({"held out, k-means": (y[stored["test"]], stored["held out, kmeans"]), "held out, HDBSCAN": (y[stored["test"]], stored["held out, hdbscan"])}
+                 if "test" in stored else {"last": (y, stored["labels"])})
+        for reading, (true, labels) in found.items():
+            scores = clustering_scores(true, labels)
+            for name in ("accuracy", "balanced_accuracy", "nmi", "ari", "majority_share"):
+                assert record["scores"][reading][name] == pytest.approx(scores[name], abs=1e-12), (file, reading, name)
 
 
 # --- estimators that are trained with labels ---------------------------------------------------------------------------
