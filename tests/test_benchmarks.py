@@ -536,4 +536,6 @@ def test_a_foreign_file_is_refused(text, tmp_path):
 def test_committed_records_make_tables(path):
     from tables import table
 
-    assert isinstance(table(path), pd.DataFrame) and json.loads(path.read_text("utf-8"))["name"] == path.stem
+    found = json.loads(path.read_text("utf-8"))
+    threads = found["environment"]["threads"]
+    assert isinstance(table(path), pd.DataFrame) and path.stem == found["name"] + ("" if threads == 1 else f"_{threads}_threads")
