@@ -30,7 +30,7 @@ from tables import table
 SIZES = (1000, 3000, 10_000, 30_000, 100_000)
 # The C library of Linux would keep freed blocks of the graph for later, and how many is chance: the same fit added from 160 to
 # 550 MiB. Above this size each block is given back at once, so that what is measured is what the fit holds.
-GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": str(8 * 2**20)}
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 FEWEST_STEPS = 60  # optimiser steps a phase: with few images an epoch is too short to time two of them
 WARM = 1024  # images of the fit that wakes the libraries: at least one batch of the largest size that IDEC uses
