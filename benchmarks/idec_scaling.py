@@ -28,9 +28,9 @@ from measure import PeakMemory, StepClock, load_average, matrix_rate, record, wh
 from tables import table
 
 SIZES = (1000, 3000, 10_000, 30_000, 100_000)
-# The C library of Linux would keep freed blocks of the graph for later, and how many is chance: the same fit added from 160 to
-# 550 MiB. Above this size each block is given back at once, so that what is measured is what the fit holds.
-GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+# The C library of Linux would keep freed blocks for later, and how many is chance. Blocks of this size and more are given back at
+# once, so that what is measured is what the fit holds, at the price of time. 0 leaves the library as it is.
+GIVE_BACK_MIB = 1
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 FEWEST_STEPS = 60  # optimiser steps a phase: with few images an epoch is too short to time two of them
 WARM = 1024  # images of the fit that wakes the libraries: at least one batch of the largest size that IDEC uses
@@ -109,11 +109,12 @@ def child(file, n, epochs, threads):
         print(json.dumps(measure(X, epochs)))
 
 
-def in_fresh_process(file, n, epochs, threads):
+def in_fresh_process(file, n, epochs, threads, give_back_mib=GIVE_BACK_MIB):
     "One row, measured by a child process that has done nothing else."
+    give_back = {"MALLOC_MMAP_THRESHOLD_": str(give_back_mib * 2**20)} if give_back_mib else {}
     command = [sys.executable, __file__, "--child", str(file), "--sizes", str(n), "--epochs", str(epochs),
                "--threads", str(threads)]
-    done = subprocess.run(command, env={**os.environ, **GIVE_BACK, **dict.fromkeys(THREAD_VARIABLES, str(threads))},
+    done = subprocess.run(command, env={**os.environ, **give_back, **dict.fromkeys(THREAD_VARIABLES, str(threads))},
                           stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(f"the measurement of {n:,} images ended with status {done.returncode} (negative: killed, often for "
@@ -128,6 +129,8 @@ def main(arguments=None):
     options.add_argument("--threads", type=whole_number(1), default=1, help="threads of torch and of the graphs (default: 1)")
     options.add_argument("--epochs", type=whole_number(2), default=2,
                          help="epochs of each of the two phases, more where an epoch is short (default: 2)")
+    options.add_argument("--give-back-mib", type=whole_number(0), default=GIVE_BACK_MIB, metavar="MIB",
+                         help="freed blocks from this size on are given back at once; 0: as the C library decides (default: 1)")
     options.add_argument("--out", help="the JSON file (default: results/benchmarks/idec_scaling.json)")
     options.add_argument("--child", help=argparse.SUPPRESS)
     o = options.parse_args(arguments)
@@ -146,9 +149,9 @@ def main(arguments=None):
         del images  # the children need the memory
         for n in sizes:
             print(f"{n:,} images", flush=True)
-            rows.append(in_fresh_process(file, n, o.epochs, o.threads))
+            rows.append(in_fresh_process(file, n, o.epochs, o.threads, o.give_back_mib))
     result = record("idec_scaling", idec.IDEC(), o.threads, also=("pynndescent", "numba"), load_before=load, data=data,
-                    options={"sizes": sizes, "epochs": o.epochs}, rows=rows)
+                    options={"sizes": sizes, "epochs": o.epochs, "give_back_mib": o.give_back_mib}, rows=rows)
     path = write(result, o.out)
     shown = table(path)
     print("\n" + shown.drop(columns="limited by").to_string(index=False) + "\n")

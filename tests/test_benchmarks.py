@@ -119,7 +119,7 @@ def test_scaling_records_every_part_of_the_fit(scaling):
     import idec_scaling
 
     record = json.loads(scaling[0].read_text("utf-8"))
-    assert record["options"]["sizes"] == [20, N] == [row["n"] for row in record["rows"]]
+    assert record["options"]["sizes"] == [20, N] == [row["n"] for row in record["rows"]] and record["options"]["give_back_mib"] == 1
     for row, batches in zip(record["rows"], (1, BATCHES)):
         assert row["data_bytes"] == row["n"] * 784
         assert row["epochs"] == idec_scaling.FEWEST_STEPS // batches
@@ -191,6 +191,18 @@ def test_scaling_writes_nothing_where_a_size_fails(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="300 images ended with status -9"):
         idec_scaling.main(["--sizes", "300", "--out", str(tmp_path / "a.json")])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("mib, threshold", [(0, None), (1, "1048576"), (8, "8388608")])
+def test_scaling_tells_the_c_library_what_to_give_back(mib, threshold, monkeypatch):
+    import idec_scaling
+
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+    seen = []
+    monkeypatch.setattr(idec_scaling.subprocess, "run",
+                        lambda *a, env, **k: seen.append(env) or subprocess.CompletedProcess(a, 0, "{}"))
+    assert idec_scaling.in_fresh_process("images.npy", 300, 2, 1, mib) == {}
+    assert seen[0].get("MALLOC_MMAP_THRESHOLD_") == threshold
 
 
 # ---- what ArcFace costs -----------------------------------------------------------------------
@@ -537,5 +549,6 @@ def test_committed_records_make_tables(path):
     from tables import table
 
     found = json.loads(path.read_text("utf-8"))
-    threads = found["environment"]["threads"]
-    assert isinstance(table(path), pd.DataFrame) and path.stem == found["name"] + ("" if threads == 1 else f"_{threads}_threads")
+    threads, mib = found["environment"]["threads"], found["options"].get("give_back_mib", 1)
+    ending = ("" if threads == 1 else f"_{threads}_threads") + ("" if mib == 1 else f"_{mib}_MiB")
+    assert isinstance(table(path), pd.DataFrame) and path.stem == found["name"] + ending
