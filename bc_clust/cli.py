@@ -135,6 +135,7 @@ def run(method: Annotated[str, typer.Argument(help="arcface, idec or kmeans")],
         jobs: Annotated[int, typer.Option(help="seeds at a time")] = 1,
         threads: Annotated[int, typer.Option(help="torch threads a seed")] = 1,
         keep: Annotated[bool, typer.Option(help="store embedding and model of the first seed")] = True,
+        keep_all: Annotated[bool, typer.Option("--keep-all", help="store them of every seed that runs")] = False,
         pretrained: Annotated[Optional[Path], typer.Option(help="folder that keeps phase 1 for later commands; without "
                                                                 "it, it is shared within this command")] = None,
         results: Annotated[Optional[Path], typer.Option(help="folder of the records")] = None):
@@ -152,7 +153,7 @@ def run(method: Annotated[str, typer.Argument(help="arcface, idec or kmeans")],
             here = {"device": device, "pretrain_dir": str(pretrained or folder)}
             estimator.set_params(**{k: v for k, v in here.items() if k in estimator.get_params()})
             experiments.run(estimator, images, chosen, label=_label(name, label, set_, len(todo)), results=results,
-                            n_jobs=jobs, threads=threads, keep=keep, say=typer.echo, progress=True)
+                            n_jobs=jobs, threads=threads, keep="all" if keep_all else keep, say=typer.echo, progress=True)
     frame = _records_of(experiments, todo, images, results)
     _echo_tables(experiments, frame[frame["seed"].isin(chosen)])
 

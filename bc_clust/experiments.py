@@ -342,7 +342,7 @@ def run(estimator, images, seeds=5, label=None, results=None, n_jobs=1, threads=
     results : folder of the records; `results_folder()` if None
     n_jobs : int, seeds at a time (joblib)
     threads : int, torch threads a seed; part of the record, for it changes the last bits
-    keep : bool, store embedding and model of the first seed
+    keep : bool, store embedding and model of the first seed; or "all", of every seed that runs
     say : callable for one-line messages, or None
     progress : bool, show a bar over the seeds
 
@@ -360,7 +360,8 @@ def run(estimator, images, seeds=5, label=None, results=None, n_jobs=1, threads=
     todo = [s for s in seeds if found[s] is None]
     if say:
         say(f"{label}: {len(seeds) - len(todo)} of {len(seeds)} seeds are there, {len(todo)} to run")
-    jobs = (joblib.delayed(_run_one)(estimator, images, s, folder, label, threads, keep and s == seeds[0]) for s in todo)
+    jobs = (joblib.delayed(_run_one)(estimator, images, s, folder, label, threads, keep == "all" or keep and s == seeds[0])
+            for s in todo)
     done = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(jobs)
     bar = tqdm(done, desc=label, total=len(todo), unit="seed", disable=not (progress and todo))
     found.update((seed, record) for record, seed in zip(bar, todo))

@@ -103,6 +103,14 @@ def test_run_of_a_study_shares_pretraining(tmp_path):
     assert "weight 0.004 in both phases" in result.output and not list(tmp_path.rglob("*.pt"))
 
 
+@pytest.mark.parametrize("option, seeds_kept", [("--keep", [0]), ("--keep-all", [0, 1]), ("--no-keep", [])])
+def test_run_keeps_the_models_asked_for(option, seeds_kept, tmp_path):
+    result = invoke("run", "idec", "--data", "phantom", "--size", 12, "--variant", "IDEC", "--results", tmp_path, *TINY, "--seeds", 2, option)
+    assert result.exit_code == 0, result.output
+    for ending in ("model", "embedding"):
+        assert sorted(f.name for f in tmp_path.rglob(f"*.{ending}.safetensors")) == [f"seed-{s}.{ending}.safetensors" for s in seeds_kept]
+
+
 def test_all_studies_and_feature_tables():
     every = variants("idec", 2, "paper", study="all")
     assert {"20 neighbours", "lr 0.005", "weight 0.003", "decoder removed"} <= set(every)
