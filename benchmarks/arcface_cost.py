@@ -1,6 +1,6 @@
 """What ArcFace of bc_clust costs, in images a second and in memory, beside the plain way to train the same network.
 
-    python benchmarks/arcface_cost.py --repeats 3 --head-epochs 50 --finetune-epochs 3 --threads 1
+    python benchmarks/arcface_cost.py --repeats 3 --head-epochs 20 --finetune-epochs 3 --threads 1
 
 README.md in this folder says how to read the result.
 """

@@ -266,6 +266,28 @@ def test_the_readmes_verdict_is_that_of_the_records():
     assert (strong["accuracy"] - by_chance < 0.05).mean() > 0.7, "most are hardly better than random ones of the same sizes"
 
 
+@pytest.mark.parametrize("data, task, k", [("busi", "3-class", 3), ("busi", "benign-malignant", 2), ("breastmnist", "binary-class", 2)])
+def test_shuffled_labels_are_learnt_by_heart_and_at_chance_on_held_out_images(data, task, k):
+    frame = study_records(variants("arcface", k, "paper", variant="ArcFace, shuffled labels"), data)
+    frame = frame[frame["set"].str.contains(task)]
+    assert frame["seed"].nunique() == 5
+    mean = frame.groupby("reading")[["nmi", "balanced_accuracy", "auc"]].mean()
+    for reading in ("held out, classifier", "held out, linear probe"):
+        assert abs(mean.loc[reading, "balanced_accuracy"] - 1 / k) < 0.06 and abs(mean.loc[reading, "auc"] - 0.5) < 0.06
+    assert mean.loc["held out, k-means", "nmi"] < 0.04
+    assert mean.loc["training, classifier", "balanced_accuracy"] > 0.8, "what makes the control worth having"
+
+
+def test_the_readmes_arcface_table_is_that_of_the_records():
+    frame = study_records(variants("arcface", 3, "paper"), "busi")
+    frame = frame[frame["set"].str.contains("3-class")]
+    table, text = score_table(frame, "held out, k-means"), (results_folder().parent / "README.md").read_text("utf-8")
+    assert (table["seeds"] == "5").all() and len(table) == 5
+    assert markdown_table(table) in text, "README.md: run `make notebooks NAMES=index` and `make sync`"
+    by_heart = frame[(frame["label"] == "ArcFace, shuffled labels") & (frame["reading"] == "training, k-means")]["nmi"].mean()
+    assert f"(NMI {by_heart:.3f}, with those labels)" in text
+
+
 def test_markdown_table():
     table = pd.DataFrame({"top_accuracy": ["0.5"]}, index=pd.Index(["k-means"], name="method"))
     assert markdown_table(table).splitlines() == ["| method | top accuracy |", "| --- | --- |", "| k-means | 0.5 |"]
