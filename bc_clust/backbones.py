@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'mlp', 'count_parameters', 'count_macs', 'MobileNetV3Small', 'mobilenet_v3_small',
-           'imagenet_input']
+           'imagenet_input', 'ResNet']
 
 # %% ../nbs/05_backbones.ipynb #f82bd655
 import hashlib
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from .data import _CONNECT_SECONDS, DataIntegrityError, DataUnavailableError, _open_url, data_folders
-from .training import to_float, write_atomic
+from .training import check_option, to_float, write_atomic
 
 # %% ../nbs/05_backbones.ipynb #e2a6f0c1
 def mlp(widths, activation=nn.ReLU, last_activation=False):
@@ -389,3 +389,58 @@ def imagenet_input(images, size=None):
         x = F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
     mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
     return (x - mean) / std
+
+# %% ../nbs/05_backbones.ipynb #9d53690d
+_RESNETS = ("resnet18", "resnet34", "resnet50")
+
+
+def _check_resnet(name, in_channels, stem):
+    check_option("name", name, _RESNETS)
+    check_option("in_channels", in_channels, (1, 3))
+    check_option("stem", stem, ("small", "photo"))
+
+# %% ../nbs/05_backbones.ipynb #2052d60f
+class ResNet(nn.Module):
+    """A ResNet without its classifier: images to features, initialised at random by torch's global generator.
+
+    Parameters
+    ----------
+    name : "resnet18", "resnet34" or "resnet50"; the blocks are torchvision's
+    in_channels : 1 for grey images, 3 for colour
+    stem : "small", a 3 x 3 convolution of stride 1 without pooling, for images of about 32 pixels (Chen et al., ICML 2020,
+        appendix B.9); "photo", the 7 x 7 convolution of stride 2 with pooling of He et al., for 100 pixels and more
+
+    Attributes
+    ----------
+    n_features : int
+        512, for "resnet50" 2048.
+
+    Raises
+    ------
+    ValueError : for a name, number of channels or stem that is not known
+
+    References
+    ----------
+    He et al., Deep Residual Learning for Image Recognition, CVPR 2016 (arXiv:1512.03385).
+    """
+
+    def __init__(self, name="resnet50", in_channels=1, stem="small"):
+        _check_resnet(name, in_channels, stem)
+        from torchvision import models   # takes a second, which who only needs `mlp` is spared
+        super().__init__()
+        network = getattr(models, name)()
+        self.n_features = network.fc.in_features
+        side = dict(kernel_size=3, stride=1, padding=1) if stem == "small" else dict(kernel_size=7, stride=2, padding=3)
+        first = nn.Conv2d(in_channels, 64, bias=False, **side)
+        nn.init.kaiming_normal_(first.weight, mode="fan_out", nonlinearity="relu")   # as torchvision starts all others
+        pool = nn.Identity() if stem == "small" else network.maxpool
+        self.stem = nn.Sequential(first, network.bn1, network.relu, pool)
+        self.blocks = nn.Sequential(network.layer1, network.layer2, network.layer3, network.layer4)
+
+    def feature_map(self, x):
+        "The last map (n, n_features, h / 8, w / 8) of images (n, in_channels, h, w); with the photo stem h / 32, w / 32."
+        return self.blocks(self.stem(x))
+
+    def forward(self, x):
+        "Features (n, n_features) of images (n, in_channels, h, w): the mean of the last map over its places."
+        return self.feature_map(x).mean((2, 3))

@@ -16,8 +16,8 @@ from torchvision import models
 from torchvision.transforms.functional import normalize, resize
 
 from bc_clust import backbones
-from bc_clust.backbones import (IMAGENET_MEAN, IMAGENET_STD, MobileNetV3Small, count_macs, count_parameters, imagenet_input,
-                                mlp, mobilenet_v3_small)
+from bc_clust.backbones import (IMAGENET_MEAN, IMAGENET_STD, MobileNetV3Small, ResNet, count_macs, count_parameters,
+                                imagenet_input, mlp, mobilenet_v3_small)
 from bc_clust.data import DataIntegrityError, DataUnavailableError, data_folders
 
 PAPER = (784, 500, 500, 1000, 10)
@@ -648,3 +648,48 @@ def test_bad_number_of_blocks(k):
     with pytest.raises(ValueError, match="whole number from 0 to 13"):
         net.freeze_except_last(k)
     assert net.n_frozen == 0 and count_parameters(net, trainable_only=True) == 927_008
+
+
+def torchvision_twin(net, name):
+    "torchvision's network with the weights of `net`, its classifier taken off."
+    twin = getattr(models, name)()
+    twin.fc = nn.Identity()
+    names = {"conv1.": "stem.0.", "bn1.": "stem.1.", **{f"layer{i + 1}.": f"blocks.{i}." for i in range(4)}}
+    state = net.state_dict()
+    twin.load_state_dict({old + key[len(new):]: value for old, new in names.items() for key, value in state.items() if key.startswith(new)})
+    return twin
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+def test_resnet_with_the_photo_stem_is_torchvisions(name):
+    torch.manual_seed(0)
+    net = ResNet(name, 3, "photo")
+    twin, x = torchvision_twin(net, name), torch.rand(2, 3, 64, 64)
+    for mode in (True, False):   # in training mode as well, where BatchNorm takes the statistics of the batch
+        assert torch.allclose(net.train(mode)(x), twin.train(mode)(x), atol=1e-5)
+    assert len(net.state_dict()) == len(twin.state_dict())
+
+
+@pytest.mark.parametrize("name, n_features, n_parameters, macs", [
+    ("resnet18", 512, 11_167_680, 554_237_952), ("resnet50", 2048, 23_499_200, 1_296_629_760)])
+def test_resnet_with_the_small_stem(name, n_features, n_parameters, macs):
+    net = ResNet(name)
+    assert net.n_features == n_features and count_parameters(net) == n_parameters
+    assert count_macs(net, (1, 1, 32, 32)) == macs
+    x = torch.rand(2, 1, 32, 32)
+    assert net.feature_map(x).shape == (2, n_features, 4, 4)
+    assert torch.allclose(net.eval()(x), nn.AdaptiveAvgPool2d(1)(net.feature_map(x)).flatten(1), atol=1e-6)
+
+
+def test_the_small_stem_keeps_every_pixel_and_starts_like_the_other_convolutions():
+    torch.manual_seed(0)
+    net = ResNet("resnet18")
+    assert net.stem(torch.rand(1, 1, 32, 32)).shape == (1, 64, 32, 32)
+    assert net.stem[0].weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("settings, word", [(dict(name="resnet51"), "resnet51"), (dict(in_channels=2), "in_channels"),
+                                            (dict(stem="tiny"), "stem"), (dict(name=50), "resnet50")])
+def test_resnet_refuses_what_it_does_not_know(settings, word):
+    with pytest.raises(ValueError, match=word):
+        ResNet(**settings)
