@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'mlp', 'count_parameters', 'count_macs', 'MobileNetV3Small', 'mobilenet_v3_small',
-           'imagenet_input', 'ResNet']
+           'imagenet_input', 'ResNet', 'channel_statistics', 'image_tensor', 'ImageEncoder']
 
 # %% ../nbs/05_backbones.ipynb #f82bd655
 import hashlib
@@ -15,13 +15,14 @@ import urllib.request
 from numbers import Integral
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from .data import _CONNECT_SECONDS, DataIntegrityError, DataUnavailableError, _open_url, data_folders
-from .training import check_option, to_float, write_atomic
+from .training import DeepEstimator, check_number, check_option, to_float, write_atomic
 
 # %% ../nbs/05_backbones.ipynb #e2a6f0c1
 def mlp(widths, activation=nn.ReLU, last_activation=False):
@@ -444,3 +445,112 @@ class ResNet(nn.Module):
     def forward(self, x):
         "Features (n, n_features) of images (n, in_channels, h, w): the mean of the last map over its places."
         return self.feature_map(x).mean((2, 3))
+
+# %% ../nbs/05_backbones.ipynb #c90679ed
+def channel_statistics(x):
+    """Mean and standard deviation of each channel of images (n, h, w) or (n, h, w, 3), pixels from 0 to 1.
+
+    Parameters
+    ----------
+    x : uint8 tensor (divided by 255) or float tensor
+
+    Returns
+    -------
+    mean, std : float32 arrays (c,); a standard deviation of 0 is given as 1
+    """
+    sums = torch.zeros(2, 3 if x.ndim == 4 else 1, dtype=torch.float64)
+    for part in x.split(256):   # all at once would take four times the memory of the images
+        pixels = to_float(part).double().reshape(-1, sums.shape[1])
+        sums += torch.stack([pixels.sum(0), pixels.square().sum(0)])
+    mean, square = sums / (x.numel() / sums.shape[1])
+    std = (square - mean.square()).clamp(min=0).sqrt()
+    return mean.float().numpy(), torch.where(std > 1e-6, std, 1.).float().numpy()
+
+# %% ../nbs/05_backbones.ipynb #36464170
+def image_tensor(X, method="the method"):
+    """Square images as a tensor that shares their memory where it can, or an error that says what is accepted.
+
+    Parameters
+    ----------
+    X : array (n, h, h) or (n, h, h, 3), uint8, or floats from 0 to 1
+    method : str, who is asking; named in the errors
+
+    Returns
+    -------
+    torch.Tensor
+        uint8 or float32, of the shape of `X`, on the CPU.
+
+    Raises
+    ------
+    ValueError : for another shape or dtype, or floats that are not finite or not from 0 to 1
+    """
+    X = np.asarray(X)
+    if X.ndim not in (3, 4) or (X.ndim == 4 and X.shape[3] != 3) or 0 in X.shape:
+        raise ValueError(f"X has shape {X.shape}; {method} takes images (n, h, w) or (n, h, w, 3), at least one.")
+    if X.shape[1] != X.shape[2]:
+        raise ValueError(f"X holds images of {X.shape[1]} by {X.shape[2]} pixels; pad or crop them to squares first.")
+    if X.dtype != np.uint8 and not np.issubdtype(X.dtype, np.floating):
+        raise ValueError(f"X has dtype {X.dtype}; give uint8, or floats from 0 to 1.")
+    if X.dtype != np.uint8 and not (np.isfinite(X).all() and X.min() >= 0 and X.max() <= 1):
+        raise ValueError("X holds floats that are not finite or not from 0 to 1; divide 8-bit grey values by 255.")
+    X = np.ascontiguousarray(X, dtype=np.uint8 if X.dtype == np.uint8 else np.float32)
+    return torch.from_numpy(X if X.flags.writeable else X.copy())   # joblib hands out read-only arrays
+
+# %% ../nbs/05_backbones.ipynb #76c4de20
+class ImageEncoder(DeepEstimator):
+    """Base of the estimators that train a `ResNet` on small images.
+
+    A subclass has the settings `backbone`, `stem` and `image_size` besides those of `DeepEstimator`, and writes
+    `_check_settings`, `_build` (which calls `_build_backbone`), `_phases` and, where it gives more than features, `_embed`.
+
+    Attributes
+    ----------
+    backbone_ : ResNet
+    mean_, std_ : float32 arrays (c,), what images are standardised by, computed from those of `fit`
+    n_channels_ : int, 1 or 3
+    """
+
+    def _check_encoder(self):
+        _check_resnet(self.backbone, 1, self.stem)
+        check_number("image_size", self.image_size, 8, integer=True)
+
+    def _prepare(self, X, reset):
+        if reset:
+            self._check_settings()
+        x = image_tensor(X, type(self).__name__)
+        n_channels = 3 if x.ndim == 4 else 1
+        if not reset and n_channels != self.n_channels_:
+            raise ValueError(f"X has {n_channels} channels; this {type(self).__name__} was fitted on images with {self.n_channels_}.")
+        return x
+
+    def _begin(self, x):
+        super()._begin(x)
+        self.n_channels_ = 3 if x.ndim == 4 else 1
+        self.mean_, self.std_ = channel_statistics(x)
+
+    def _build_backbone(self):
+        self.backbone_ = ResNet(self.backbone, self.n_channels_, self.stem)
+
+    def _planes(self, x):
+        "Floats (n, c, h, w) of a batch of images as they came."
+        x = to_float(x)
+        return x[:, None] if x.ndim == 3 else x.movedim(3, 1)
+
+    def _features(self, planes):
+        "Features of images (n, c, image_size, image_size) from 0 to 1."
+        mean, std = (torch.as_tensor(v, device=planes.device)[:, None, None] for v in (self.mean_, self.std_))
+        layout = torch.channels_last if self._precision.channels_last else torch.contiguous_format
+        return self.backbone_(((planes - mean) / std).contiguous(memory_format=layout))
+
+    def _small(self, x):
+        "Whole images (n, c, image_size, image_size) of a batch as it came."
+        planes = self._planes(x)
+        if planes.shape[-1] == self.image_size:
+            return planes
+        return F.interpolate(planes, size=(self.image_size, self.image_size), mode="bilinear", antialias=True)
+
+    def _embed(self, x):
+        return self._features(self._small(x))
+
+    def _map(self, function, x):   # 128 images at a time: the maps of 1,024 would take gigabytes, and be no faster
+        return np.concatenate([super(ImageEncoder, self)._map(function, part) for part in x.split(128)])
