@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from .augment import resize
 from .data import _CONNECT_SECONDS, DataIntegrityError, DataUnavailableError, _open_url, data_folders
 from .training import DeepEstimator, check_number, check_option, to_float, write_atomic
 
@@ -446,7 +447,7 @@ class ResNet(nn.Module):
         "Features (n, n_features) of images (n, in_channels, h, w): the mean of the last map over its places."
         return self.feature_map(x).mean((2, 3))
 
-# %% ../nbs/05_backbones.ipynb #c90679ed
+# %% ../nbs/05_backbones.ipynb #70b264bd
 def channel_statistics(x):
     """Mean and standard deviation of each channel of images (n, h, w) or (n, h, w, 3), pixels from 0 to 1.
 
@@ -466,7 +467,7 @@ def channel_statistics(x):
     std = (square - mean.square()).clamp(min=0).sqrt()
     return mean.float().numpy(), torch.where(std > 1e-6, std, 1.).float().numpy()
 
-# %% ../nbs/05_backbones.ipynb #36464170
+# %% ../nbs/05_backbones.ipynb #d174e1eb
 def image_tensor(X, method="the method"):
     """Square images as a tensor that shares their memory where it can, or an error that says what is accepted.
 
@@ -496,7 +497,7 @@ def image_tensor(X, method="the method"):
     X = np.ascontiguousarray(X, dtype=np.uint8 if X.dtype == np.uint8 else np.float32)
     return torch.from_numpy(X if X.flags.writeable else X.copy())   # joblib hands out read-only arrays
 
-# %% ../nbs/05_backbones.ipynb #76c4de20
+# %% ../nbs/05_backbones.ipynb #09656701
 class ImageEncoder(DeepEstimator):
     """Base of the estimators that train a `ResNet` on small images.
 
@@ -545,9 +546,7 @@ class ImageEncoder(DeepEstimator):
     def _small(self, x):
         "Whole images (n, c, image_size, image_size) of a batch as it came."
         planes = self._planes(x)
-        if planes.shape[-1] == self.image_size:
-            return planes
-        return F.interpolate(planes, size=(self.image_size, self.image_size), mode="bilinear", antialias=True)
+        return planes if planes.shape[-1] == self.image_size else resize(planes, self.image_size)
 
     def _embed(self, x):
         return self._features(self._small(x))
