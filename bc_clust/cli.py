@@ -20,7 +20,8 @@ from typing import Annotated, List, Optional
 import typer
 
 # %% ../nbs/60_cli.ipynb #27f8e24c
-METHODS = {"kmeans": ("sklearn.cluster", "KMeans"), "arcface": ("bc_clust.arcface", "ArcFace"), "idec": ("bc_clust.idec", "IDEC")}
+METHODS = {"kmeans": ("sklearn.cluster", "KMeans"), "arcface": ("bc_clust.arcface", "ArcFace"), "simclr": ("bc_clust.simclr", "SimCLR"),
+           "supervised": ("bc_clust.probes", "SoftmaxClassifier"), "idec": ("bc_clust.idec", "IDEC")}
 
 
 def variants(method, n_clusters, profile="quick", variant=None, settings=(), study=None):
@@ -121,7 +122,7 @@ def _seeds(text):
 
 # %% ../nbs/60_cli.ipynb #2608d89d
 @app.command()
-def run(method: Annotated[str, typer.Argument(help="arcface, idec or kmeans")],
+def run(method: Annotated[str, typer.Argument(help="arcface, idec, kmeans, simclr or supervised")],
         data: Annotated[str, typer.Option(help="name of a data set, see `bc_clust data list`")] = "breastmnist",
         task: Annotated[Optional[str], typer.Option(help="the question, where a set has several")] = None,
         size: Annotated[Optional[int], typer.Option(help="pixels a side")] = None,
@@ -136,6 +137,7 @@ def run(method: Annotated[str, typer.Argument(help="arcface, idec or kmeans")],
         threads: Annotated[int, typer.Option(help="torch threads a seed")] = 1,
         keep: Annotated[bool, typer.Option(help="store embedding and model of the first seed")] = True,
         keep_all: Annotated[bool, typer.Option("--keep-all", help="store them of every seed that runs")] = False,
+        pretrain: Annotated[Optional[str], typer.Option(help="learn the embedding from this set instead of the training part")] = None,
         pretrained: Annotated[Optional[Path], typer.Option(help="folder that keeps phase 1 for later commands; without "
                                                                 "it, it is shared within this command")] = None,
         results: Annotated[Optional[Path], typer.Option(help="folder of the records")] = None):
@@ -148,13 +150,15 @@ def run(method: Annotated[str, typer.Argument(help="arcface, idec or kmeans")],
         images = data_room.standardised(images)
     typer.echo(f"{images}")
     todo = variants(method, len(images.class_names), profile, variant, set_, study)
+    others = None if pretrain is None else data_room.load(pretrain, size=size)
     with tempfile.TemporaryDirectory() as folder:
         for name, estimator in todo.items():
             here = {"device": device, "pretrain_dir": str(pretrained or folder)}
             estimator.set_params(**{k: v for k, v in here.items() if k in estimator.get_params()})
             experiments.run(estimator, images, chosen, label=_label(name, label, set_, len(todo)), results=results,
-                            n_jobs=jobs, threads=threads, keep="all" if keep_all else keep, say=typer.echo, progress=True)
-    frame = _records_of(experiments, todo, images, results)
+                            n_jobs=jobs, threads=threads, keep="all" if keep_all else keep, say=typer.echo, progress=True,
+                            pretrain=others)
+    frame = _records_of(experiments, todo, images, results, others)
     _echo_tables(experiments, frame[frame["seed"].isin(chosen)])
 
 # %% ../nbs/60_cli.ipynb #805b86e6
@@ -164,10 +168,10 @@ def _label(name, label, settings, n_variants):
     return f"{name}, {', '.join(settings)}" if settings else name
 
 
-def _records_of(experiments, todo, images, results):
+def _records_of(experiments, todo, images, results, pretrain=None):
     "The records of these estimators on these images, in their order."
     frame = experiments.study_records(todo, images.name, results)
-    return frame[frame["set"] == experiments.record_folder(next(iter(todo.values())), images, results).parent.name]
+    return frame[frame["set"] == experiments.record_folder(next(iter(todo.values())), images, results, pretrain).parent.name]
 
 
 def _echo_tables(experiments, frame):
