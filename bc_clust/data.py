@@ -13,6 +13,7 @@ import dataclasses
 import difflib
 import hashlib
 import http.client
+import importlib
 import os
 import re
 import threading
@@ -426,6 +427,7 @@ class _Card(NamedTuple):
     settings: tuple = ()            # further keywords its loader takes
     file: Callable | None = None    # size -> (file name, MD5, URL); None for an offline set
     find: Callable | None = None    # root -> where a set that is a folder lies, or None
+    stand_in: Callable | None = None   # task, size, random_state -> simulated images, where BreastMNIST's form will not do
 
     @property
     def offline(self):
@@ -530,10 +532,21 @@ def _medmnist_card(name, info):
                  len(info["label"]), sum(info["n_samples"].values()), info["license"], ("near_limit",),
                  lambda size: _medmnist_file(info, name, size))
 
+# %% ../nbs/00_data.ipynb #b719b850
+_OTHER_ROOMS = ("bc_clust.mammograms",)   # each has its sets in a dict CARDS
+
+
+def _cards():
+    """The cards of all sets but MedMNIST's, by name."""
+    for room in _OTHER_ROOMS:   # imported here and not above: they import this module themselves
+        for name, card in importlib.import_module(room).CARDS.items():
+            _LOADERS.setdefault(name, card)
+    return _LOADERS
+
 # %% ../nbs/00_data.ipynb #e855c716
 def _card(name):
     """The card of a set, or an error that lists near and accepted names."""
-    if name in _LOADERS:
+    if name in _LOADERS or name in _cards():
         return _LOADERS[name]
     info = _medmnist_info()
     if name in info:
@@ -1100,7 +1113,8 @@ def _load_busi(task=None, size=None, root=None, download=True, complete=True):
     return dataclasses.replace(busi.subset(labels < 2), class_names=names, source=f"{busi.source}, 'normal' left out")
 
 _LOADERS["busi"] = _Card(_load_busi, "ultrasound", ("any",), 3, 780, "cite", ("complete",),
-                         lambda size: (_BUSI_FOLDER, "-", _BUSI_SOURCE), _busi_folder)
+                         lambda size: (_BUSI_FOLDER, "-", _BUSI_SOURCE), _busi_folder,
+                         lambda task, size, random_state: phantom(780, size or 224, task=task, random_state=random_state))
 
 # %% ../nbs/00_data.ipynb #ef275ac5
 def write_phantom_busi(folder, n=12, size=96, random_state=0):
@@ -1152,13 +1166,14 @@ def load(name, task=None, size=None, root=None, download=True, **kwargs):
     Parameters
     ----------
     name : str
-        "busi", "phantom", "wdbc", "digits", or a 2D set of MedMNIST such as "breastmnist"; `list_sets()` shows all.
+        "busi", "phantom", "wdbc", "digits", a 2D set of MedMNIST such as "breastmnist", or a set of mammograms such as
+        "mias" (notebook 08); `list_sets()` shows all.
     task : str, optional
         Which question, where a set has several; None takes its first. For BUSI: "3-class" or "benign-malignant"
-        ('normal' left out).
+        ('normal' left out). For mini-MIAS: "normal-abnormal", "benign-malignant" or "lesion-crops".
     size : int, optional
-        Side in pixels: 28 (default), 64, 128 or 224 for MedMNIST, any for the phantom, 28 or more for BUSI (default 224);
-        the others take None only. BUSI's pictures are grey, with a shorter side of at most 256 pixels (LANCZOS), then
+        Side in pixels: 28 (default), 64, 128 or 224 for MedMNIST, any for the phantom, 28 or more for BUSI and for mammograms
+        (default 224); the others take None only. BUSI's pictures are grey, with a shorter side of at most 256 pixels (LANCZOS), then
         resized to a longer side of `size` (LANCZOS; masks: NEAREST) and padded with black.
     root : path, optional
         The folder to search first.
@@ -1167,7 +1182,7 @@ def load(name, task=None, size=None, root=None, download=True, **kwargs):
     **kwargs
         What the set's own loader takes. For the phantom: the settings of `phantom`. For MedMNIST:
         `near_limit` as in `duplicate_groups`; None means 5000 for BreastMNIST, on which the
-        near-duplicate rule was validated, and 0 (exact copies only) for all others. For BUSI: `complete`,
+        near-duplicate rule was validated, and 0 (exact copies only) for all others. For BUSI and mini-MIAS: `complete`,
         True by default; False accepts a folder that holds only a part of the published pictures.
 
     Returns
@@ -1191,7 +1206,10 @@ def load(name, task=None, size=None, root=None, download=True, **kwargs):
 
 # %% ../nbs/00_data.ipynb #449131b1
 def load_or_phantom(name="breastmnist", size=None, random_state=0, say=print, task=None):
-    """The set `name`, or, where it cannot be had, 780 simulated images: BUSI's classes for "busi", else BreastMNIST's two.
+    """The set `name`, or, where it cannot be had, simulated images.
+
+    For "busi" these are 780 of `phantom` in BUSI's classes, for a mammography set `bc_clust.mammograms.phantom_films`, for
+    any other set 780 of `phantom` in BreastMNIST's two classes.
 
     Parameters
     ----------
@@ -1214,8 +1232,9 @@ def load_or_phantom(name="breastmnist", size=None, random_state=0, say=print, ta
         images = load(name, task=task, size=size)
         say(f"Using {images.name} ({images.source}).")
     except DataUnavailableError as why:
-        side, question = (224, task) if name == "busi" else (28, "binary-class")
-        images = phantom(n=780, size=size or side, task=question, random_state=random_state)
+        stand_in = _card(name).stand_in
+        images = (stand_in(task=task, size=size, random_state=random_state) if stand_in else
+                  phantom(n=780, size=size or 28, task="binary-class", random_state=random_state))
         say(f"Using simulated images (phantom), because {str(why).splitlines()[0]}")
     return images
 
@@ -1230,7 +1249,7 @@ def list_sets(root=None):
         smallest size at hand, or "-".
     """
     rows = []
-    cards = {**_LOADERS, **{name: _medmnist_card(name, info) for name, info in _medmnist_info().items()}}
+    cards = {**_cards(), **{name: _medmnist_card(name, info) for name, info in _medmnist_info().items()}}
     for name, card in cards.items():
         paths = [] if card.offline else [_at_hand(card, size, root) for size in card.sizes]
         found = next((str(p) for p in paths if p), "-")

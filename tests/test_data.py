@@ -19,6 +19,7 @@ from scipy import ndimage
 from bc_clust import data
 from bc_clust.data import (DataIntegrityError, DataUnavailableError, ImageSet, check_file, constant_images, data_folders,
                            duplicate_groups, find_duplicates, grouped_folds, list_sets, load, phantom, standardised)
+from bc_clust.mammograms import CARDS
 
 medmnist = pytest.importorskip("medmnist")
 
@@ -531,7 +532,7 @@ def test_list_sets(fake):
     table = list_sets().set_index("name")
     assert table.columns.tolist() == ["kind", "sizes", "classes", "n", "licence", "found", "offline"]
     names = {name for name, info in medmnist.INFO.items() if "3D" not in info["python_class"]}
-    assert set(table.index) == names | {"phantom", "wdbc", "digits", "busi"}
+    assert set(table.index) == names | {"phantom", "wdbc", "digits", "busi"} | CARDS.keys()
     assert table.index[table.offline].tolist() == ["wdbc", "digits", "phantom"]
     assert table.loc["digits", ["sizes", "classes", "n", "licence", "found"]].tolist() == ["-", 10, "1797", "CC BY 4.0", "-"]
     assert table.loc["breastmnist", ["sizes", "n", "found", "classes"]].tolist() == ["28, 64, 128, 224", "780", "-", 2]
@@ -540,7 +541,7 @@ def test_list_sets(fake):
 
 
 @pytest.mark.parametrize("call, error, match", [
-    (lambda: load("brestmnist"), ValueError, "Did you mean 'breastmnist'.*Accepted: wdbc, digits, phantom, busi, pathmnist"),
+    (lambda: load("brestmnist"), ValueError, "Did you mean 'breastmnist'.*Accepted: wdbc, digits, phantom, busi, mias,.* pathmnist"),
     (lambda: load("zzz"), ValueError, r"unknown image set 'zzz'\. Accepted"),
     (lambda: load(None), ValueError, "unknown image set None"),
     (lambda: load("organmnist3d"), ValueError, "unknown image set"),
@@ -565,7 +566,7 @@ def test_medmnist_is_imported_late_and_may_be_missing():
             "from bc_clust.data import load, list_sets\n"
             "assert len(load('wdbc')) == 569 and len(load('phantom', n=3)) == 3 and len(load('digits')) == 1797\n"
             "assert 'torch' not in sys.modules\n"
-            "assert list_sets().name.tolist() == ['wdbc', 'digits', 'phantom', 'busi']\n"
+            "assert list_sets().name.tolist()[:5] == ['wdbc', 'digits', 'phantom', 'busi', 'mias']\n"
             "try: load('breastmnist')\n"
             "except ValueError as error: assert 'medmnist is not installed' in str(error)\n"
             "else: raise SystemExit('no error')\n")
