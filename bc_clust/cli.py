@@ -184,7 +184,7 @@ def _echo_tables(experiments, frame):
         if reading in set(clustered["reading"]):
             typer.echo(f"\n{title}\n{experiments.score_table(clustered, reading).to_string()}")
     for reading in frame.loc[taught, "reading"].unique():
-        answers = reading.endswith(("classifier", "probe"))
+        answers = reading.endswith(("classifier", "probe", "chosen"))
         scores = ("accuracy", "majority_share", "balanced_accuracy", "auc") if answers else experiments.SCORES
         typer.echo(f"\n{reading}\n{experiments.score_table(frame[taught], reading, scores).to_string()}")
 
