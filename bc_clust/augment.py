@@ -248,8 +248,8 @@ def _window_weights(start, length, size, side):
     step = length / size  # old pixels from one new pixel to the next
     centre = (torch.arange(size, device=start.device)[:, None] + 0.5) * step
     pixel = torch.arange(side, device=start.device) + 0.5 - start  # both counted from the start of the window
-    weights = (1 - (pixel - centre).abs() / step.clamp(min=1)).clamp(min=0)
-    weights = weights * ((pixel > 0) & (pixel < length))
+    pixel = pixel.where((pixel > 0) & (pixel < length), math.inf)  # what lies outside is too far away to count
+    weights = (step.clamp(min=1) - (pixel - centre).abs_()).clamp(min=0)
     return weights / weights.sum(2, keepdim=True)
 
 
