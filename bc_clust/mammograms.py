@@ -315,7 +315,7 @@ def _film_stand_in(tasks):
 CARDS = {"mias": _Card(_load_mias, "mammography", ("any",), 2, _MIAS_PUBLISHED, "research", ("complete",),
                        lambda size: (_MIAS_FOLDERS[0], "-", _MIAS_SOURCE), _mias_folder, _film_stand_in(_MIAS_TASKS))}
 
-# %% ../nbs/08_mammograms.ipynb #a845aeda
+# %% ../nbs/08_mammograms.ipynb #a76f5fa3
 _PICTURE_FILES = _PICTURES | {".pgm", ".dcm", ".dicom"}
 
 
@@ -342,9 +342,9 @@ def _as_set(table, size, **about):
     return ImageSet(np.stack(images), table.label.to_numpy(np.int64), split=split, groups=groups, metadata=metadata,
                     sha256=digest.hexdigest(), **about)
 
-# %% ../nbs/08_mammograms.ipynb #c8ea59b4
+# %% ../nbs/08_mammograms.ipynb #f66006e6
 def _key_of(groups):
-    """`groups` as a function of a file name: a function stays one, a regular expression gives its first group."""
+    """`groups` as a function of a file's path: a function stays one, a regular expression gives its first group."""
     if callable(groups):
         return groups
     pattern = re.compile(groups)
@@ -354,7 +354,7 @@ def _key_of(groups):
     def key(name):
         match = pattern.search(name)
         if match is None:
-            raise DataIntegrityError(f"the name {name!r} does not fit groups={groups!r}, so it is not known to whom the picture "
+            raise DataIntegrityError(f"the file {name!r} does not fit groups={groups!r}, so it is not known to whom the picture "
                                      "belongs. Correct the expression, or move the file away")
         return match[1]
     return key
@@ -374,7 +374,7 @@ def _folder_rows(path, classes, names):
             rows += [(p, names.index(classes[sub.name])) for p in found]
     return rows
 
-# %% ../nbs/08_mammograms.ipynb #dbabed0d
+# %% ../nbs/08_mammograms.ipynb #bb9806cf
 def load_folder(path, size=None, groups=None, classes=None, name=None, task="folders"):
     """A folder of pictures with one sub-folder a class, as an ImageSet.
 
@@ -385,8 +385,8 @@ def load_folder(path, size=None, groups=None, classes=None, name=None, task="fol
     size : int, optional
         Side in pixels, 28 or more; None means 224. The longer side becomes `size` (LANCZOS), the rest is black.
     groups : str or callable, optional
-        Which pictures belong together: a regular expression whose first group, found in the file name, is the key, or a
-        function of the file name that returns the key. With None the set has no groups.
+        Which pictures belong together: a regular expression whose first group is the key, sought in the path of the file below
+        `path`, such as "benign/P12_left.png"; or a function of that path that returns the key. With None the set has no groups.
     classes : dict, optional
         Name of the class for each sub-folder, or None to leave it out. By default a sub-folder is a class of its own name.
         Class numbers follow the order in which the names first stand here, or the alphabet.
@@ -421,10 +421,10 @@ def load_folder(path, size=None, groups=None, classes=None, name=None, task="fol
     table = pd.DataFrame(rows, columns=["path", "label"])
     table["file"] = [p.relative_to(path).as_posix() for p in table.path]
     if key is not None:
-        table["patient"] = [key(p.name) for p in table.path]
+        table["patient"] = [key(name) for name in table.file]
     return _as_set(table, size, class_names=names, name=name or path.name, task=task, source=f"folder {path.name}")
 
-# %% ../nbs/08_mammograms.ipynb #3f86b530
+# %% ../nbs/08_mammograms.ipynb #9bf268ce
 def read_dicom(path):
     """A DICOM file as 8-bit grey, shown as its own fields say: modality LUT, then VOI LUT or window, then MONOCHROME1 inverted.
 
@@ -465,7 +465,7 @@ def read_dicom(path):
     return (Image.fromarray(255 - grey if photometric == "MONOCHROME1" else grey),
             {"bits": int(dataset.BitsStored), "photometric": photometric, "window": window})
 
-# %% ../nbs/08_mammograms.ipynb #bca21db3
+# %% ../nbs/08_mammograms.ipynb #48909866
 def _shown_values(dataset, path):
     """The values of a DICOM dataset as its own settings show them, scaled to 0..1; and what those settings are."""
     try:   # where the functions stand depends on the version of pydicom: 3, then 2.4
@@ -490,7 +490,7 @@ def _shown_values(dataset, path):
     low, high = float(values.min()), float(values.max())
     return (values - low) / max(high - low, 1), "none"
 
-# %% ../nbs/08_mammograms.ipynb #daaaaff1
+# %% ../nbs/08_mammograms.ipynb #30e10000
 def _read_table(path, columns, sep=","):
     """A table with at least these columns, every value as text without blanks around it."""
     if not path.is_file():
@@ -519,7 +519,7 @@ def _no_strangers(paths, known, folder):
         raise DataIntegrityError(f"{folder}: {strangers[0]!r} has no row in the table ({len(strangers)} such files), so nothing is "
                                  "known of it. Is the table whole? If the file is not part of the set, move it away")
 
-# %% ../nbs/08_mammograms.ipynb #95edc532
+# %% ../nbs/08_mammograms.ipynb #28956e18
 _BIRADS = {"normal-abnormal": {"1": "normal", **dict.fromkeys("23456", "abnormal")},
            "benign-malignant": {"1": None, **dict.fromkeys("23", "benign"), **dict.fromkeys("456", "malignant")}}
 _TWO = {task: _MIAS_TASKS[task] for task in _BIRADS}
@@ -543,7 +543,7 @@ def _labelled(table, task, where):
         raise DataIntegrityError(f"{where}: no picture is left for the task {task!r}")
     return table
 
-# %% ../nbs/08_mammograms.ipynb #cd1752f5
+# %% ../nbs/08_mammograms.ipynb #a3f1052a
 _INBREAST_FOLDERS = ("INbreast Release 1.0", "INbreast", "inbreast")
 _INBREAST_SOURCE = ("the authors, INESC TEC and Centro Hospitalar de S. João, Porto (Moreira et al. 2012, doi "
                     "10.1016/j.acra.2011.09.014): the set is given out on request and under an agreement; unpack it so that "
@@ -568,7 +568,8 @@ def _load_inbreast(task=None, size=None, root=None, download=True, complete=True
     paths = {p.name.split("_")[0]: p for p in sorted((folder / "AllDICOMs").glob("*.dcm"))}
     _no_strangers(paths, set(table.file), folder)
     table = _with_files(table.assign(path=table.file.map(paths)), complete, folder)
-    table.insert(1, "patient", [_key_of(r"^\d+_([^_]+)_")(p.name) for p in table.path])
+    patient = _key_of(r"^\d+_([^_]+)_")
+    table.insert(1, "patient", [patient(p.name) for p in table.path])
     table = _labelled(table, task, folder / "INbreast.csv")
     return _as_set(table, size, class_names=_TWO[task], name="inbreast", task=task, licence="agreement with the authors",
                    citation=_INBREAST_CITE, source=f"INbreast folder, {len(table)} pictures")
@@ -576,7 +577,7 @@ def _load_inbreast(task=None, size=None, root=None, download=True, complete=True
 CARDS["inbreast"] = _Card(_load_inbreast, "mammography", ("any",), 2, 410, "agreement", ("complete",),
                           lambda size: (_INBREAST_FOLDERS[0], "-", _INBREAST_SOURCE), _inbreast_folder, _film_stand_in(_TWO))
 
-# %% ../nbs/08_mammograms.ipynb #eedda319
+# %% ../nbs/08_mammograms.ipynb #ac59efa5
 _VINDR_FOLDERS = ("vindr-mammo", "VinDr-Mammo")
 _VINDR_SOURCE = ("PhysioNet, https://physionet.org/content/vindr-mammo/1.0.0/ (doi 10.13026/br2v-7517), after signing its data use "
                  "agreement; the folder vindr-mammo holds breast-level_annotations.csv and images")
@@ -611,7 +612,7 @@ def _load_vindr(task=None, size=None, root=None, download=True, complete=True):
 CARDS["vindr-mammo"] = _Card(_load_vindr, "mammography", ("any",), 2, 20000, "agreement", ("complete",),
                              lambda size: (_VINDR_FOLDERS[0], "-", _VINDR_SOURCE), _vindr_folder, _film_stand_in(_TWO))
 
-# %% ../nbs/08_mammograms.ipynb #6ecf5061
+# %% ../nbs/08_mammograms.ipynb #2324e956
 _CBIS_FOLDERS = ("CBIS-DDSM", "cbis-ddsm")
 _CBIS_TABLES = {(kind, split): f"{kind}_case_description_{split}_set.csv" for kind in ("mass", "calc") for split in ("train", "test")}
 _CBIS_SOURCE = ("The Cancer Imaging Archive, https://www.cancerimagingarchive.net/collection/cbis-ddsm/ (doi "
@@ -642,7 +643,7 @@ def _cbis_table(folder, task):
     table["n_findings"] = table.groupby("file").file.transform("size")
     return table.sort_values("label", ascending=False, kind="stable").drop_duplicates("file").sort_index().reset_index(drop=True)
 
-# %% ../nbs/08_mammograms.ipynb #152e1ffd
+# %% ../nbs/08_mammograms.ipynb #bd695cfa
 def _cbis_path(bases, file, crop):
     """The DICOM file of a path as the tables give it, or None; of a crop and a mask in one folder, the crop."""
     case, *rest = file.split("/")
@@ -664,7 +665,7 @@ def _is_mask(path):
     """Whether a DICOM file holds an outline, two grey levels at most, and no picture."""
     return len(read_dicom(path)[0].getcolors(256)) <= 2
 
-# %% ../nbs/08_mammograms.ipynb #0f0756e7
+# %% ../nbs/08_mammograms.ipynb #97fbc719
 def _load_cbis(task=None, size=None, root=None, download=True, complete=True):
     """CBIS-DDSM from its published folder: four tables, and DICOM files below the folders that they name."""
     task, size = _check_choice("task", task, tuple(_CBIS_TASKS), "cbis-ddsm"), _check_side(size, "cbis-ddsm")
@@ -682,7 +683,7 @@ def _load_cbis(task=None, size=None, root=None, download=True, complete=True):
 CARDS["cbis-ddsm"] = _Card(_load_cbis, "mammography", ("any",), 2, 3103, "CC BY 3.0", ("complete",),
                            lambda size: (_CBIS_FOLDERS[0], "-", _CBIS_SOURCE), _cbis_folder, _film_stand_in(_CBIS_TASKS))
 
-# %% ../nbs/08_mammograms.ipynb #0a3b3fae
+# %% ../nbs/08_mammograms.ipynb #8ce73490
 _KAU_FOLDERS = ("KAU-BCMD", "kau-bcmd")
 _KAU_SOURCE = ("the page of the King Abdulaziz University Breast Cancer Mammogram Dataset, named in Alsolami et al. 2021 (doi "
                "10.3390/data6110111); the folder KAU-BCMD holds the folders BIRAD1, Birad3, Birad4 and Birad5")
@@ -695,7 +696,7 @@ def _kau_folder(root=None):
 
 
 def _load_kau(task=None, size=None, root=None, download=True):
-    """KAU-BCMD from its published folder: one sub-folder a BI-RADS assessment, names with the patient's number after "BC"."""
+    """KAU-BCMD from its published folder: one sub-folder a BI-RADS assessment, and the patient's number after "BC" in each path."""
     task, size = _check_choice("task", task, tuple(_TWO), "kau-bcmd"), _check_side(size, "kau-bcmd")
     folder = _kau_folder(root)
     if folder is None:
@@ -713,7 +714,7 @@ def _load_kau(task=None, size=None, root=None, download=True):
 CARDS["kau-bcmd"] = _Card(_load_kau, "mammography", ("any",), 2, 5662, "cite", (), lambda size: (_KAU_FOLDERS[0], "-", _KAU_SOURCE),
                           _kau_folder, _film_stand_in(_TWO))
 
-# %% ../nbs/08_mammograms.ipynb #2c4e3524
+# %% ../nbs/08_mammograms.ipynb #fbfe9e02
 def _crc_table():
     """The remainder of each byte under the polynomial of CRC-32C."""
     table = []
@@ -742,7 +743,7 @@ def read_tfrecords(path, check=True):
     ----------
     path : path
     check : bool
-        Whether the data's checksums are verified, which takes about ten seconds for 100 MB. Those of the lengths always are.
+        Whether the data's checksums are verified, which takes ten to fifteen seconds for 100 MB. Those of the lengths always are.
 
     Yields
     ------
@@ -766,7 +767,7 @@ def read_tfrecords(path, check=True):
             yield data
             number += 1
 
-# %% ../nbs/08_mammograms.ipynb #2c02cc7a
+# %% ../nbs/08_mammograms.ipynb #2d6a3f60
 def _varint(data, at):
     """A whole number, seven bits a byte, the least first; and where it ends."""
     value = shift = 0
@@ -814,7 +815,7 @@ def _example(data):
                 features[name.decode()] = found
     return features
 
-# %% ../nbs/08_mammograms.ipynb #390e4191
+# %% ../nbs/08_mammograms.ipynb #73bc830c
 _TILE_FOLDERS = ("ddsm-mammography", "ddsm-tiles")
 _TILE_SOURCE = ("the page of the set \"DDSM Mammography\" by E. A. Scuccimarra (Kaggle, skooch/ddsm-mammography); the folder "
                 "ddsm-mammography holds training10_0.tfrecords to training10_4.tfrecords, each in a folder of its name or not")
@@ -848,7 +849,7 @@ def _tiles_of(path, task, size, check, digest):
         if label is not None:
             yield np.asarray(Image.frombytes("L", (299, 299), image).resize((size, size), Image.Resampling.LANCZOS)), label, _TILE_FINDINGS[finding]
 
-# %% ../nbs/08_mammograms.ipynb #3290175c
+# %% ../nbs/08_mammograms.ipynb #ef415b77
 def _load_tiles(task=None, size=None, root=None, download=True, shards=None, check=True):
     """Tiles of DDSM from TFRecord files; `shards` names the files by number, `check=False` skips the checksums of the data."""
     task, size = _check_choice("task", task, tuple(_TILE_LABELS), "ddsm-tiles"), _check_side(size, "ddsm-tiles")
