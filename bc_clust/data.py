@@ -1170,7 +1170,8 @@ def load(name, task=None, size=None, root=None, download=True, **kwargs):
         "mias" (notebook 08); `list_sets()` shows all.
     task : str, optional
         Which question, where a set has several; None takes its first. For BUSI: "3-class" or "benign-malignant"
-        ('normal' left out). For mini-MIAS: "normal-abnormal", "benign-malignant" or "lesion-crops".
+        ('normal' left out). For mini-MIAS: "normal-abnormal", "benign-malignant" or "lesion-crops";
+        for the other sets of mammograms some of these.
     size : int, optional
         Side in pixels: 28 (default), 64, 128 or 224 for MedMNIST, any for the phantom, 28 or more for BUSI and for mammograms
         (default 224); the others take None only. BUSI's pictures are grey, with a shorter side of at most 256 pixels (LANCZOS), then
@@ -1182,8 +1183,9 @@ def load(name, task=None, size=None, root=None, download=True, **kwargs):
     **kwargs
         What the set's own loader takes. For the phantom: the settings of `phantom`. For MedMNIST:
         `near_limit` as in `duplicate_groups`; None means 5000 for BreastMNIST, on which the
-        near-duplicate rule was validated, and 0 (exact copies only) for all others. For BUSI and mini-MIAS: `complete`,
-        True by default; False accepts a folder that holds only a part of the published pictures.
+        near-duplicate rule was validated, and 0 (exact copies only) for all others. For BUSI and the sets of mammograms: `complete`,
+        True by default; False accepts a folder that holds only a part of the published pictures ("kau-bcmd" takes any part; "ddsm-tiles"
+        takes `shards`, the numbers of the files to read, and `check`, False to skip the checksums of their records).
 
     Returns
     -------

@@ -1,16 +1,20 @@
 """Tests of the readers of mammograms: on tiny generated files in the published layouts, and on the real mini-MIAS where it is at hand."""
+import base64
 import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless
 
 from bc_clust import data, mammograms
 from bc_clust.data import DataIntegrityError, DataUnavailableError, check_file, grouped_folds, list_sets, load, load_or_phantom
-from bc_clust.mammograms import phantom_films, write_phantom_mias
+from bc_clust.mammograms import CARDS, load_folder, phantom_films, read_dicom, read_tfrecords, write_phantom_mias
 
 TASKS = ("normal-abnormal", "benign-malignant", "lesion-crops")
 
@@ -206,6 +210,15 @@ def test_what_is_wrong_with_the_files_is_said(four, damage, match):
         read(four)
 
 
+def test_a_line_without_its_film_is_found(four, monkeypatch):
+    monkeypatch.setattr(mammograms, "_MIAS_PUBLISHED", 4)
+    assert len(read(four, complete=True)) == 4
+    (four / "Info.txt").write_text(TABLE + "mdb005 G NORM\n")
+    with pytest.raises(DataIntegrityError, match=r"lacks mdb005\.pgm \(4 films"):
+        read(four, complete=True)
+    assert len(read(four)) == 4
+
+
 def test_a_part_is_refused_unless_it_is_asked_for(four):
     with pytest.raises(DataIntegrityError, match=r"lacks mdb005\.pgm \(4 films, published 322\).*complete=False"):
         read(four, complete=True)
@@ -226,14 +239,6 @@ def test_a_part_is_refused_unless_it_is_asked_for(four):
 def test_bad_settings(four, settings, error, match):
     with pytest.raises(error, match=match):
         read(four, **settings)
-
-
-def test_missing_set_says_where_from_and_where_to(tmp_path):
-    with pytest.raises(DataUnavailableError) as caught:
-        load("mias", root=tmp_path)
-    for part in ("mini-mias is not at hand", "peipa.essex.ac.uk", "research use only", str(tmp_path), 'load("phantom")'):
-        assert part in str(caught.value), part
-    assert not check_file("mias")["ok"] and check_file("mias")["path"] == "-"
 
 
 def test_folds_keep_pairs_together():
@@ -299,6 +304,597 @@ def test_load_knows_the_set_without_this_room_being_imported():
             "assert 'mias' in list_sets().name.tolist()\n")
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+# --- a folder of pictures ---------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Two classes: three grey pictures of two patients in one, two in the other, one in a folder of its own and one in colour."""
+    base = tmp_path / "set"
+    for k, (place, shape) in enumerate({"b": (60, 40), "a": (30, 50)}.items()):
+        (base / place).mkdir(parents=True)
+        for j in range(3 - k):
+            Image.fromarray(np.full(shape, 50 * k + 10 * j + 5, np.uint8)).save(base / place / f"P{j // 2}_{j}.png")
+    (base / "a" / "deeper").mkdir()
+    Image.fromarray(np.full((30, 50, 3), (0, 200, 0), np.uint8)).save(base / "a" / "deeper" / "P7_0.png")
+    (base / "a" / "Thumbs.db").write_bytes(b"x")
+    (base / "a" / ".hidden.png").write_bytes(b"x")
+    return base
+
+
+def test_load_folder_reads_classes_in_order(pictures):
+    s = load_folder(pictures, size=28)
+    assert s.images.shape == (6, 28, 28) and s.class_names == ("a", "b") and s.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert s.metadata.file.tolist() == ["a/P0_0.png", "a/P0_1.png", "a/deeper/P7_0.png", "b/P0_0.png", "b/P0_1.png", "b/P1_2.png"]
+    assert (s.name, s.task, s.groups, s.split, s.masks, s.source) == ("set", "folders", None, None, None, "folder set")
+    first = s.metadata.loc[0, ["width", "height", "bits", "photometric", "window", "left", "top", "right", "bottom"]].tolist()
+    assert first == [50, 30, 8, "L", "none", 0, 5, 28, 22]
+    assert (s.images[0, 5:22] == 55).all() and s.images[0, :5].max() == s.images[0, 22:].max() == 0
+    assert np.unique(s.images[2]).tolist() == [0, 117] and s.metadata.photometric[2] == "RGB"   # grey by luma: 0.587 * 200
+    assert load_folder(pictures).images.shape[1:] == (224, 224)
+
+
+def test_load_folder_groups_by_expression_or_function(pictures):
+    assert load_folder(pictures, 28, groups=r"P(\d+)_").groups.tolist() == [0, 0, 1, 0, 0, 2]
+    assert load_folder(pictures, 28, groups=r"(deeper|P\d)").groups.tolist() == [0, 0, 1, 0, 0, 2]   # in a folder's name, too
+    s = load_folder(pictures, 28, groups=lambda name: name[:4])
+    assert s.groups.tolist() == [0, 0, 1, 2, 2, 3] and s.metadata.patient.tolist()[:3] == ["a/P0", "a/P0", "a/de"]
+    with pytest.raises(DataIntegrityError, match=r"the file 'a/P0_0.png' does not fit groups='Q.*it is not known to whom"):
+        load_folder(pictures, 28, groups=r"Q(\d+)")
+    with pytest.raises(ValueError, match="holds no group in parentheses"):
+        load_folder(pictures, 28, groups=r"P\d+")
+
+
+def test_load_folder_takes_names_for_classes_and_leaves_folders_out(pictures):
+    s = load_folder(pictures, 28, classes={"b": "good", "a": "bad"}, name="x", task="quality")
+    assert s.class_names == ("good", "bad") and s.labels.tolist() == [1, 1, 1, 0, 0, 0] and (s.name, s.task) == ("x", "quality")
+    assert len(load_folder(pictures, 28, classes={"b": "good", "a": None})) == 3
+    with pytest.raises(DataIntegrityError, match="b stands for no class; classes knows 'a'.*None for a sub-folder to leave out"):
+        load_folder(pictures, 28, classes={"a": "bad"})
+
+
+def test_load_folder_says_what_is_wrong(pictures, tmp_path):
+    with pytest.raises(DataUnavailableError, match="is no folder"):
+        load_folder(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataIntegrityError, match="holds no sub-folder with pictures"):
+        load_folder(tmp_path / "empty")
+    with pytest.raises(ValueError, match="size must be a whole number of 28 or more"):
+        load_folder(pictures, size=8)
+    (pictures / "c").mkdir()
+    with pytest.raises(DataIntegrityError, match="c holds no picture"):
+        load_folder(pictures)
+    (pictures / "c" / "x.png").write_bytes(b"no picture")
+    with pytest.raises(DataIntegrityError, match=r"x\.png cannot be read as a picture"):
+        load_folder(pictures)
+
+
+def test_a_class_of_one_patient_cannot_be_folded(pictures):
+    s = load_folder(pictures, 28, groups=lambda name: "same")
+    with pytest.raises(ValueError, match="class 0 has only 1 groups, too few for 2 folds"):
+        grouped_folds(s.labels, s.groups, n_splits=2)
+
+
+def test_checksum_of_a_folder_is_of_names_and_pixels(pictures):
+    before = load_folder(pictures, 28).sha256
+    picture = Image.open(pictures / "a" / "P0_0.png")
+    picture.load()
+    picture.save(pictures / "a" / "P0_0.png", compress_level=0)
+    assert load_folder(pictures, 64).sha256 == before
+    picture.putpixel((0, 0), 0)
+    picture.save(pictures / "a" / "P0_0.png")
+    assert load_folder(pictures, 28).sha256 != before
+
+
+# --- DICOM ------------------------------------------------------------------------------------------------------------
+
+RAMP = np.arange(64, dtype=np.uint16).reshape(8, 8) * 60 + 100   # 100 to 3880 of 4095
+
+
+def write_dicom(path, values=RAMP, leave_out=(), **fields):
+    """A DICOM file of 12 bits, written by pydicom."""
+    d = Dataset()
+    d.file_meta = FileMetaDataset()
+    d.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    d.SOPClassUID, d.SOPInstanceUID, d.Modality = "1.2.840.10008.5.1.4.1.1.1.2", "2.25.1", "MG"
+    d.Rows, d.Columns = values.shape
+    d.SamplesPerPixel, d.PhotometricInterpretation, d.PixelRepresentation = 1, "MONOCHROME2", 0
+    d.BitsAllocated, d.BitsStored, d.HighBit = 16, 12, 11
+    d.PixelData = np.asarray(values).astype("<u2").tobytes()
+    for name, value in fields.items():
+        setattr(d, name, value)
+    for name in leave_out:
+        delattr(d, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if pydicom.__version__ < "3":
+        d.is_little_endian, d.is_implicit_VR = True, False
+        d.save_as(path, write_like_original=False)
+    else:
+        d.save_as(path, enforce_file_format=True)
+    return path
+
+
+def grey_of(path):
+    picture, facts = read_dicom(path)
+    assert picture.mode == "L"
+    return np.asarray(picture), facts
+
+
+def test_without_a_window_the_values_are_stretched(tmp_path):
+    grey, facts = grey_of(write_dicom(tmp_path / "a.dcm"))
+    assert np.array_equal(grey, np.rint((RAMP - 100.0) / 3780 * 255)) and facts == {"bits": 12, "photometric": "MONOCHROME2", "window": "none"}
+    assert (grey_of(write_dicom(tmp_path / "b.dcm", np.full((8, 8), 7)))[0] == 0).all()   # one value only
+
+
+def test_a_window_is_applied_and_its_whole_range_is_the_scale(tmp_path):
+    grey, facts = grey_of(write_dicom(tmp_path / "a.dcm", WindowCenter=2000, WindowWidth=1001))
+    line = np.clip((RAMP - 1999.5) / 1000 + 0.5, 0, 1)   # DICOM PS3.3, C.11.2.1.2.1
+    assert np.abs(grey - 255 * line).max() <= .5 + 1e-6 and facts["window"] == "window"
+    half, _ = grey_of(write_dicom(tmp_path / "b.dcm", np.minimum(RAMP, 2000), WindowCenter=2000, WindowWidth=1001))
+    assert half.max() in (127, 128)   # nothing brighter is there, and the scale stays the window's
+    several, _ = grey_of(write_dicom(tmp_path / "c.dcm", WindowCenter=[2000, 9], WindowWidth=[1001, 9]))
+    assert np.array_equal(several, grey)   # of several windows the first
+
+
+def test_rescale_comes_before_the_window(tmp_path):
+    grey, _ = grey_of(write_dicom(tmp_path / "a.dcm", WindowCenter=2000, WindowWidth=1001))
+    other, _ = grey_of(write_dicom(tmp_path / "b.dcm", RescaleSlope=2, RescaleIntercept=-50, WindowCenter=3950, WindowWidth=2001))
+    assert np.abs(grey.astype(int) - other).max() <= 1
+
+
+def test_monochrome1_is_inverted(tmp_path):
+    plain, _ = grey_of(write_dicom(tmp_path / "a.dcm", WindowCenter=2000, WindowWidth=1001))
+    inverted, facts = grey_of(write_dicom(tmp_path / "b.dcm", 4095 - RAMP, WindowCenter=2096, WindowWidth=1001,
+                                          PhotometricInterpretation="MONOCHROME1"))
+    assert facts["photometric"] == "MONOCHROME1" and np.abs(plain.astype(int) - inverted).max() <= 1
+
+
+@pytest.mark.parametrize("fields", [{}, {"RescaleSlope": 1, "RescaleIntercept": 0}, {"WindowCenter": 1, "WindowWidth": 2}])
+def test_a_lookup_table_goes_first(tmp_path, fields):
+    item = Dataset()
+    table = np.minimum(np.arange(4096) // 8, 1023)   # to 10 bits, half of which is never reached
+    item.LUTDescriptor, item.LUTData = [4096, 0, 10], table.astype("<u2").tobytes()
+    grey, facts = grey_of(write_dicom(tmp_path / "a.dcm", VOILUTSequence=[item], **fields))
+    assert facts["window"] == "VOI LUT" and np.array_equal(grey, np.rint(255 * table[RAMP] / 1023))
+
+
+def test_bits_of_sixteen_and_of_eight(tmp_path):
+    grey, facts = grey_of(write_dicom(tmp_path / "a.dcm", RAMP * 16, BitsStored=16, HighBit=15, WindowCenter=32768, WindowWidth=65536))
+    assert facts["bits"] == 16 and np.abs(grey - RAMP * 16 / 65535 * 255).max() <= .51
+    small = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    grey, facts = grey_of(write_dicom(tmp_path / "b.dcm", small, BitsAllocated=8, BitsStored=8, HighBit=7, PixelData=small.tobytes()))
+    assert facts["bits"] == 8 and np.array_equal(grey, np.rint(small / 63 * 255))
+
+
+def overwrite(path, data):
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("make, match", [
+    (lambda p: write_dicom(p, leave_out=["PixelData"]), "is a DICOM file without pixels.*only its header copied"),
+    (lambda p: write_dicom(p, PixelData=bytes(60)), "the pixels of .* cannot be read.*Explicit VR Little Endian.*truncated"),
+    (lambda p: write_dicom(p, leave_out=["Rows"]), "the pixels of .* cannot be read"),
+    (lambda p: write_dicom(p, PhotometricInterpretation="RGB"), "photometric interpretation RGB and 1 frames; expected MONOCHROME1"),
+    (lambda p: write_dicom(p, leave_out=["PhotometricInterpretation"]), "photometric interpretation missing"),
+    (lambda p: write_dicom(p, NumberOfFrames=3, PixelData=RAMP.tobytes() * 3), "3 frames"),
+    (lambda p: overwrite(p, b"no DICOM at all" * 20), "cannot be read as DICOM"),
+    (lambda p: overwrite(p, b""), "cannot be read as DICOM"),
+])
+def test_what_is_wrong_with_a_dicom_file_is_said(tmp_path, make, match):
+    with pytest.raises(DataIntegrityError, match=match):
+        read_dicom(make(tmp_path / "a.dcm"))
+
+
+def test_a_compression_that_cannot_be_undone_is_named(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm")
+    d = pydicom.dcmread(path)
+    d.file_meta.TransferSyntaxUID = JPEG2000Lossless
+    d.PixelData = pydicom.encaps.encapsulate([b"\xff\x4f\xff\x51" + bytes(60)])
+    d["PixelData"].is_undefined_length = True
+    d.save_as(path)
+    with pytest.raises(DataIntegrityError, match="JPEG 2000.*needs pylibjpeg"):
+        read_dicom(path)
+
+
+def test_dicom_in_a_folder_of_pictures(tmp_path):
+    write_dicom(tmp_path / "x" / "a.DCM", WindowCenter=2000, WindowWidth=1001)
+    write_dicom(tmp_path / "x" / "b.dicom")
+    s = load_folder(tmp_path, 32)
+    assert s.metadata.window.tolist() == ["window", "none"] and s.metadata.bits.tolist() == [12, 12]
+
+
+# --- INbreast ---------------------------------------------------------------------------------------------------------
+
+INBREAST = ["1", "2", "3", "4a", "4c", "5", "6"]
+
+
+@pytest.fixture
+def inbreast(tmp_path):
+    """Seven pictures of four women, BI-RADS 1 to 6; as in the release, density is blank once and the table ends in an empty row."""
+    base = tmp_path / "INbreast Release 1.0"
+    rows = ["Patient ID;Patient age;Laterality;View;Acquisition date;File Name;ACR;Bi-Rads"]
+    for k, assessment in enumerate(INBREAST):
+        rows.append(f"removed;removed;{'RL'[k % 2]};CC;201001;{200 + k};{'    ' if k == 5 else 1 + k % 4};{assessment}")
+        write_dicom(base / "AllDICOMs" / f"{200 + k}_{k // 2:016x}_MG_{'RL'[k % 2]}_CC_ANON.dcm")
+    (base / "INbreast.csv").write_text("\n".join([*rows, ";;;;;;;"]) + "\n")
+    return base
+
+
+def test_inbreast(inbreast):
+    s = load("inbreast", size=32, root=inbreast.parent)
+    assert s.labels.tolist() == [0, 1, 1, 1, 1, 1, 1] and s.class_names == ("normal", "abnormal")
+    assert s.groups.tolist() == [0, 0, 1, 1, 2, 2, 3] and s.images.shape == (7, 32, 32) and s.split is None
+    assert s.metadata.file.tolist()[:2] == ["200", "201"] and s.metadata.bi_rads.tolist() == INBREAST
+    assert s.metadata.density.tolist() == ["1", "2", "3", "4", "1", "", "3"] and s.metadata.side.tolist()[:2] == ["R", "L"]
+    two = load("inbreast", "benign-malignant", 32, root=inbreast)
+    assert two.labels.tolist() == [0, 0, 1, 1, 1, 1] and two.metadata.file.tolist()[0] == "201" and two.groups.tolist() == [0, 1, 1, 2, 2, 3]
+    assert "Moreira" in two.citation and two.licence and two.source == "INbreast folder, 6 pictures"
+
+
+def dicom_of(base, number):
+    return next((base / "AllDICOMs").glob(f"{number}_*"))
+
+
+@pytest.mark.parametrize("damage, match", [
+    (lambda b: (b / "INbreast.csv").unlink(), r"lacks INbreast\.csv, which says what the pictures show"),
+    (lambda b: change(b / "INbreast.csv", "Bi-Rads", "BIRADS"), r"lacks the column 'Bi-Rads'; it has 'Patient ID', .*'BIRADS'"),
+    (lambda b: change(b / "INbreast.csv", ";", ","), "lacks the column 'File Name' and 'Laterality'"),
+    (lambda b: change(b / "INbreast.csv", ";202;", ";902;"), "'202' has no row in the table"),
+    (lambda b: change(b / "INbreast.csv", ";4a", ";0"), "the assessment '0' is unknown; expected BI-RADS 1 to 6"),
+    (lambda b: dicom_of(b, 203).unlink(), r"lacks the file of '203' \(1 of 7 are missing\).*complete=False"),
+    (lambda b: dicom_of(b, 203).rename(b / "AllDICOMs" / "203.dcm"), "'203.dcm' has no row"),
+    (lambda b: write_dicom(dicom_of(b, 204), leave_out=["PixelData"]), "204_.* is a DICOM file without pixels"),
+    (lambda b: [p.unlink() for p in (b / "AllDICOMs").iterdir()], "7 of 7 are missing"),
+])
+def test_inbreast_says_what_is_wrong(inbreast, damage, match):
+    damage(inbreast)
+    with pytest.raises(DataIntegrityError, match=match):
+        load("inbreast", size=32, root=inbreast)
+
+
+def test_a_part_of_inbreast(inbreast):
+    dicom_of(inbreast, 203).unlink()
+    s = load("inbreast", size=32, root=inbreast, complete=False)
+    assert s.metadata.file.tolist() == ["200", "201", "202", "204", "205", "206"]
+    for k in (1, 2, 4, 5, 6):
+        dicom_of(inbreast, 200 + k).unlink()
+    with pytest.raises(DataIntegrityError, match="no picture is left for the task 'benign-malignant'"):
+        load("inbreast", "benign-malignant", 32, root=inbreast, complete=False)
+
+
+# --- VinDr-Mammo ------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def vindr(tmp_path):
+    """Three examinations with two pictures each: BI-RADS 1, 3 and 5, the last one in the test part."""
+    base, rows = tmp_path / "vindr-mammo" / "1.0.0", []
+    for k in range(6):
+        study, image = f"s{k // 2}", f"i{k}"
+        write_dicom(base / "images" / study / f"{image}.dicom")
+        rows.append((study, "series", image, "LR"[k % 2], "MLO", 8, 8, f"BI-RADS {(1, 3, 5)[k // 2]}", "DENSITY C",
+                     "test" if k > 3 else "training"))
+    pd.DataFrame(rows, columns=["study_id", "series_id", "image_id", "laterality", "view_position", "height", "width", "breast_birads",
+                                "breast_density", "split"]).to_csv(base / "breast-level_annotations.csv", index=False)
+    return base
+
+
+def test_vindr(vindr, tmp_path):
+    s = load("vindr-mammo", size=32, root=tmp_path)
+    assert s.labels.tolist() == [0, 0, 1, 1, 1, 1] and s.split.tolist() == ["train"] * 4 + ["test"] * 2
+    assert s.groups.tolist() == [0, 0, 1, 1, 2, 2] and s.metadata.file.tolist()[:2] == ["s0/i0", "s0/i1"]
+    assert s.metadata.density.unique().tolist() == ["DENSITY C"] and s.metadata.side.tolist() == list("LRLRLR")
+    two = load("vindr-mammo", "benign-malignant", 32, root=tmp_path)
+    assert two.labels.tolist() == [0, 0, 1, 1] and two.split.tolist() == ["train", "train", "test", "test"]
+
+
+def test_vindr_as_png_gives_the_same_set(vindr, tmp_path):
+    before = load("vindr-mammo", size=32, root=tmp_path)
+    for path in (vindr / "images").rglob("*.dicom"):
+        read_dicom(path)[0].save(path.with_suffix(".png"))
+        path.unlink()
+    after = load("vindr-mammo", size=32, root=tmp_path)
+    assert after.sha256 == before.sha256 and np.array_equal(after.images, before.images) and after.metadata.bits.unique().tolist() == [8]
+
+
+@pytest.mark.parametrize("damage, match", [
+    (lambda b: change(b / "breast-level_annotations.csv", "breast_birads", "birads"), "lacks the column 'breast_birads'"),
+    (lambda b: change(b / "breast-level_annotations.csv", "training", "tuning"), "the split 'tuning' is unknown; expected 'training' or 'test'"),
+    (lambda b: change(b / "breast-level_annotations.csv", "BI-RADS 5", "BI-RADS ?"), r"the assessment 'BI-RADS \?' is unknown"),
+    (lambda b: (b / "images" / "s1" / "i2.dicom").unlink(), r"lacks the file of 's1/i2' \(1 of 6"),
+    (lambda b: write_dicom(b / "images" / "s1" / "i9.dicom"), "'s1/i9' has no row in the table"),
+])
+def test_vindr_says_what_is_wrong(vindr, tmp_path, damage, match):
+    damage(vindr)
+    with pytest.raises(DataIntegrityError, match=match):
+        load("vindr-mammo", size=32, root=tmp_path)
+
+
+# --- CBIS-DDSM --------------------------------------------------------------------------------------------------------
+
+MASK = np.zeros((8, 8), np.uint16)
+MASK[2:5, 2:5] = 4095
+CBIS_COLUMNS = ["patient_id", "breast_density", "left or right breast", "image view", "abnormality id", "abnormality type", "mass shape",
+                "mass margins", "assessment", "pathology", "subtlety", "image file path", "cropped image file path", "ROI mask file path"]
+
+
+def cbis_row(base, kind, split, patient, view, number, pathology, swapped=False):
+    """One finding: its files, and its row of the table (calcifications have other columns between)."""
+    case = f"{kind.title()}-{'Training' if split == 'train' else 'Test'}_{patient}_LEFT_{view}"
+    full, part = f"{case}/1.2.{number}/1.3.{number}", f"{case}_{number}/1.4/1.5"
+    if not (base / case).exists():
+        write_dicom(base / full / "1-1.dcm", RAMP + number)
+        (base / full).joinpath("LICENSE").write_text("x")
+    else:
+        full = f"{case}/1.2.1/1.3.1"
+    write_dicom(base / part / ("1-2.dcm" if swapped else "1-1.dcm"), RAMP[:4])
+    write_dicom(base / part / ("1-1.dcm" if swapped else "1-2.dcm"), MASK)
+    return (patient, 3, "LEFT", view, number, kind, "OVAL", "SPICULATED", 4, pathology, 5, f"{full}/000000.dcm", f"{part}/000001.dcm\n",
+            f"{part}/000000.dcm\n")
+
+
+@pytest.fixture
+def cbis(tmp_path):
+    """Five films of four women: one film with two findings, one woman in two parts."""
+    base = tmp_path / "CBIS-DDSM"
+    rows = {("mass", "train"): [("P_1", "CC", 1, "BENIGN"), ("P_1", "CC", 2, "MALIGNANT"), ("P_2", "MLO", 1, "BENIGN_WITHOUT_CALLBACK")],
+            ("mass", "test"): [("P_3", "CC", 1, "MALIGNANT")], ("calc", "train"): [("P_4", "CC", 1, "BENIGN")],
+            ("calc", "test"): [("P_1", "MLO", 1, "BENIGN")]}
+    for k, ((kind, split), findings) in enumerate(rows.items()):
+        table = pd.DataFrame([cbis_row(base, kind, split, *f, swapped=k % 2 == 1) for f in findings], columns=CBIS_COLUMNS)
+        if kind == "calc":
+            table = table.rename(columns={"breast_density": "breast density", "mass shape": "calc type", "mass margins": "calc distribution"})
+        table.to_csv(base / f"{kind}_case_description_{split}_set.csv", index=False)
+    return base
+
+
+def test_cbis_films(cbis, tmp_path):
+    s = load("cbis-ddsm", size=32, root=tmp_path)
+    assert s.task == "benign-malignant" and s.metadata.patient.tolist() == ["P_1", "P_2", "P_3", "P_4", "P_1"]
+    assert s.labels.tolist() == [1, 0, 1, 0, 0] and s.split.tolist() == ["train", "train", "test", "train", "test"]
+    assert s.groups.tolist() == [0, 1, 2, 3, 0] and s.metadata.n_findings.tolist() == [2, 1, 1, 1, 1]
+    assert s.metadata.kind.tolist() == ["mass", "mass", "mass", "calc", "calc"] and s.metadata["view"].tolist()[1] == "MLO"
+    assert s.metadata.pathology.tolist()[:2] == ["MALIGNANT", "BENIGN_WITHOUT_CALLBACK"] and s.metadata.side.unique().tolist() == ["left"]
+    assert s.class_names == ("benign", "malignant") and s.licence == "CC BY 3.0" and s.masks is None
+
+
+def test_cbis_crops_are_no_masks_whichever_comes_first(cbis, tmp_path):
+    s = load("cbis-ddsm", "lesion-crops", 32, root=tmp_path)
+    assert len(s) == 6 and s.labels.tolist() == [0, 1, 0, 1, 0, 0] and s.groups.tolist() == [0, 0, 1, 2, 3, 0]
+    assert s.metadata.height.tolist() == [4] * 6 and s.metadata.width.tolist() == [8] * 6   # the crop, not the 8 x 8 mask
+
+
+def test_cbis_by_the_published_names_and_in_folders_of_the_program(cbis, tmp_path):
+    before = load("cbis-ddsm", size=32, root=tmp_path)
+    inner = cbis / "manifest-1" / "CBIS-DDSM"
+    inner.mkdir(parents=True)
+    for place in [p for p in cbis.iterdir() if p.is_dir() and p.name != "manifest-1"]:
+        shutil.move(place, inner / place.name)
+    for path in inner.glob("*_CC/*/*/1-1.dcm"):
+        path.rename(path.with_name("000000.dcm"))
+    for path in list(inner.glob("*_MLO/*/*/1-1.dcm")):   # the other form: dates and descriptions for folders
+        (place := path.parents[2] / "07-20-2016-DDSM-NA-1" / "1.000000-full mammogram images-2").mkdir(parents=True)
+        path.rename(place / "1-1.dcm")
+        shutil.rmtree(path.parents[1])
+    after = load("cbis-ddsm", size=32, root=tmp_path)
+    assert after.sha256 == before.sha256 and after.labels.tolist() == before.labels.tolist()
+
+
+@pytest.mark.parametrize("damage, match", [
+    (lambda b: (b / "calc_case_description_test_set.csv").unlink(), r"lacks calc_case_description_test_set\.csv"),
+    (lambda b: change(b / "mass_case_description_test_set.csv", "image view", "view"), "lacks the column 'image view'"),
+    (lambda b: change(b / "mass_case_description_test_set.csv", "MALIGNANT", "UNPROVEN"), "the pathology 'UNPROVEN' is unknown; expected BENIGN,"),
+    (lambda b: shutil.rmtree(b / "Mass-Test_P_3_LEFT_CC"), r"lacks the file of 'Mass-Test_P_3_LEFT_CC.*\(1 of 5 are missing\)"),
+    (lambda b: next(b.glob("Mass-Test_P_3_LEFT_CC/*/*/1-1.dcm")).unlink(), "1 of 5 are missing"),
+    (lambda b: write_dicom(next(b.glob("Mass-Test_P_3_LEFT_CC/*/*")) / "1-2.dcm"), "holds 2 DICOM files, and none is at"),
+    (lambda b: write_dicom(next(b.glob("Mass-Test_P_3_LEFT_CC/*/*/1-1.dcm")), leave_out=["PixelData"]), "without pixels"),
+])
+def test_cbis_says_what_is_wrong(cbis, tmp_path, damage, match):
+    damage(cbis)
+    with pytest.raises(DataIntegrityError, match=match):
+        load("cbis-ddsm", size=32, root=tmp_path)
+
+
+def test_a_part_of_cbis(cbis, tmp_path):
+    shutil.rmtree(cbis / "Mass-Test_P_3_LEFT_CC")
+    assert load("cbis-ddsm", size=32, root=tmp_path, complete=False).metadata.patient.tolist() == ["P_1", "P_2", "P_4", "P_1"]
+    (cbis / "Mass-Test_P_3_LEFT_CC_1" / "1.4" / "1.5" / "1-2.dcm").unlink()   # the crop; the mask stays
+    with pytest.raises(DataIntegrityError, match="1 of 6 are missing"):
+        load("cbis-ddsm", "lesion-crops", 32, root=tmp_path)
+
+
+# --- KAU-BCMD ---------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def kau(tmp_path):
+    """Four folders as published, one of them with an inner one, two pictures a woman."""
+    for place in ("BIRAD1/b1", "Birad3/b3", "Birad4/b4", "Birad5/Birad5"):
+        (tmp_path / "KAU-BCMD" / place).mkdir(parents=True)
+        number = "12" if "4" in place else place[5]
+        for view in ("CC_L", "MLO_R"):
+            Image.fromarray(np.full((30, 20), 90, np.uint8)).save(tmp_path / "KAU-BCMD" / place / f"20_BC{number}_ {view}.jpg")
+    (tmp_path / "KAU-BCMD" / "reports").mkdir()
+    return tmp_path / "KAU-BCMD"
+
+
+def test_kau(kau, tmp_path):
+    s = load("kau-bcmd", size=32, root=tmp_path)
+    assert s.labels.tolist() == [0, 0, 1, 1, 1, 1, 1, 1] and s.class_names == ("normal", "abnormal") and len(set(s.groups)) == 4
+    assert s.metadata.bi_rads.tolist() == list("11334455") and s.metadata.patient.tolist()[4:6] == ["12", "12"]
+    two = load("kau-bcmd", "benign-malignant", 32, root=tmp_path)
+    assert two.labels.tolist() == [0, 0, 1, 1, 1, 1] and two.class_names == ("benign", "malignant")
+    assert "Alsolami" in two.citation and two.name == "kau-bcmd" and two.source == "KAU-BCMD folder, 6 pictures"
+
+
+def test_kau_with_a_folder_for_each_case(kau, tmp_path):
+    before = load("kau-bcmd", size=32, root=tmp_path)
+    for path in list(kau.rglob("*.jpg")):
+        case = path.parents[1] / path.name.split("_ ")[0]
+        case.mkdir(exist_ok=True)
+        path.rename(case / f"{path.stem[-1]}.jpg")
+    for path in list(kau.iterdir()):
+        (kau / "archive").mkdir(exist_ok=True)
+        shutil.move(path, kau / "archive" / path.name)
+    after = load("kau-bcmd", size=32, root=tmp_path)
+    assert after.groups.tolist() == before.groups.tolist() and after.metadata.bi_rads.tolist() == list("11334455")
+
+
+def test_kau_says_what_is_wrong(kau, tmp_path):
+    next((kau / "Birad4").rglob("*.jpg")).rename(kau / "Birad4" / "unknown.jpg")
+    with pytest.raises(DataIntegrityError, match="the file 'Birad4/unknown.jpg' does not fit groups"):
+        load("kau-bcmd", size=32, root=tmp_path)
+    for name in ("Birad3", "Birad4", "Birad5"):
+        shutil.rmtree(kau / name)
+    with pytest.raises(DataIntegrityError, match="lacks a class of the task 'normal-abnormal'; it holds the folders BIRAD1, reports"):
+        load("kau-bcmd", size=32, root=tmp_path)
+
+
+# --- tiles in TFRecord files ------------------------------------------------------------------------------------------
+
+# Two records written by the package tfrecord 1.14.6 with crc32c 2.9: an implementation that is not ours.
+WRITTEN = base64.b64decode(
+    "PAAAAAAAAADIt6NSCjoKEQoFaW1hZ2USCAoGCgQHCAn6Cg4KBWxhYmVsEgUaAwoBAwoVCgxsYWJlbF9ub3JtYWwSBRoDCgEBSlGL/kQAAAAAAAAAQ1kumgpC"
+    "Cg4KBWltYWdlEgUKAwoBAQoQCgVsYWJlbBIHGgUKAwWsAgoeCgxsYWJlbF9ub3JtYWwSDhoMCgr+//////////8BD5n/2A==")
+
+
+def field(number, data):
+    """A field of bytes in protobuf's wire format."""
+    size, length = bytearray(), len(data)
+    while length > 127:
+        size.append(length & 127 | 128)
+        length >>= 7
+    return bytes([number << 3 | 2, *size, length]) + data
+
+
+def example(packed=True, **features):
+    """A tf.train.Example of whole numbers and bytes."""
+    entries = b""
+    for name, value in features.items():
+        if isinstance(value, bytes):
+            feature = field(1, field(1, value))
+        else:
+            feature = field(3, field(1, bytes([value])) if packed else bytes([1 << 3, value]))
+        entries += field(1, field(1, name.encode()) + field(2, feature))
+    return field(1, entries)
+
+
+def record(data):
+    """A record of a TFRecord file."""
+    head = len(data).to_bytes(8, "little")
+    return head + mammograms._masked_crc(head) + data + mammograms._masked_crc(data)
+
+
+def tile(finding, grey=9):
+    return record(example(image=np.full((299, 299), grey, np.uint8).tobytes(), label=finding, label_normal=int(finding > 0)))
+
+
+@pytest.fixture
+def tiles(tmp_path):
+    """Two shards, one of them in a folder of its own name."""
+    base = tmp_path / "ddsm-mammography"
+    (base / "training10_1").mkdir(parents=True)
+    (base / "training10_0.tfrecords").write_bytes(tile(0, 10) + tile(2, 20) + tile(4, 30))
+    (base / "training10_1" / "training10_1.tfrecords").write_bytes(tile(1, 40) + tile(3, 50))
+    return base
+
+
+def test_checksum_has_the_published_value():
+    assert mammograms._masked_crc(b"") == (0xA282EAD8).to_bytes(4, "little")
+    crc = 0xE3069283   # CRC-32C of "123456789", the check value in the catalogues
+    assert mammograms._masked_crc(b"123456789") == ((crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF).to_bytes(4, "little")
+
+
+def test_records_of_another_implementation_are_read(tmp_path):
+    (tmp_path / "x").write_bytes(WRITTEN)
+    records = list(read_tfrecords(tmp_path / "x"))
+    assert [len(r) for r in records] == [60, 68]
+    assert mammograms._example(records[0]) == {"image": [bytes([7, 8, 9, 250])], "label": [3], "label_normal": [1]}
+    assert mammograms._example(records[1])["label"] == [5, 300]   # 300 takes two bytes
+
+
+def test_numbers_are_read_packed_or_not():
+    assert mammograms._example(example(packed=False, label=7)) == mammograms._example(example(label=7)) == {"label": [7]}
+
+
+@pytest.mark.parametrize("at, check, match", [
+    (0, True, "no TFRecord file, or record 0 has a damaged length"), (9, True, "damaged length"), (40, True, "record 0 .* is altered"),
+    (80, True, "record 1 has a damaged length"), (-3, True, "record 1 .* is altered"), (-3, False, None)])
+def test_an_altered_byte_is_found(tmp_path, at, check, match):
+    data = bytearray(WRITTEN)
+    data[at] ^= 4
+    (tmp_path / "x").write_bytes(data)
+    if match is None:
+        assert len(list(read_tfrecords(tmp_path / "x", check))) == 2
+    else:
+        with pytest.raises(DataIntegrityError, match=match):
+            list(read_tfrecords(tmp_path / "x", check))
+
+
+@pytest.mark.parametrize("end, match", [(-1, "cut off in record 1"), (100, "cut off in record 1"), (80, "damaged length"), (5, "damaged length")])
+def test_a_file_that_is_cut_off_is_found(tmp_path, end, match):
+    (tmp_path / "x").write_bytes(WRITTEN[:end])
+    with pytest.raises(DataIntegrityError, match=match):
+        list(read_tfrecords(tmp_path / "x"))
+
+
+def test_tiles(tiles, tmp_path):
+    s = load("ddsm-tiles", size=32, root=tmp_path, shards=[0, 1])
+    assert s.labels.tolist() == [0, 1, 1, 1, 1] and s.images[:, 5, 5].tolist() == [10, 20, 30, 40, 50] and s.images.shape == (5, 32, 32)
+    assert s.groups is None and s.split.tolist() == ["train"] * 5 and s.metadata.shard.tolist() == [0, 0, 0, 1, 1]
+    two = load("ddsm-tiles", "benign-malignant", 32, root=tiles, shards=[0, 1])
+    assert two.labels.tolist() == [0, 1, 0, 1] and two.metadata.finding.tolist() == [
+        "benign mass", "malignant mass", "benign calcification", "malignant calcification"]
+    assert load("ddsm-tiles", size=64, root=tiles, shards=[1]).metadata.shard.tolist() == [1, 1]
+    assert two.sha256 == s.sha256 and two.source == "TFRecord files 0, 1, 4 tiles"
+
+
+@pytest.mark.parametrize("data, match", [
+    (tile(5), "89401 pixels and the label 5; expected 299 x 299 and 0 to 4"),
+    (record(example(image=b"123", label=1)), "3 pixels and the label 1"),
+    (record(example(label=1)), "record 0 of .* is no tile: KeyError.*expected the features image and label"),
+    (record(b"\x0f\x01\x02"), "is no tile"), (record(b"\x0a\x7fabc"), "is no tile"), (b"foreign", "no TFRecord file"),
+])
+def test_tiles_say_what_is_wrong(tiles, tmp_path, data, match):
+    (tiles / "training10_0.tfrecords").write_bytes(data)
+    with pytest.raises(DataIntegrityError, match=match):
+        load("ddsm-tiles", size=32, root=tmp_path, shards=[0])
+
+
+def test_tiles_shards(tiles, tmp_path):
+    with pytest.raises(DataIntegrityError, match=r"lacks training10_2\.tfrecords; it holds the numbers 0, 1.*shards="):
+        load("ddsm-tiles", size=32, root=tmp_path)
+    with pytest.raises(DataIntegrityError, match="lacks training10_any"):
+        load("ddsm-tiles", size=32, root=tmp_path, shards=[])
+    (tiles / "training10_0.tfrecords").write_bytes(tile(0))
+    with pytest.raises(DataIntegrityError, match="no tile is left for the task 'benign-malignant'"):
+        load("ddsm-tiles", "benign-malignant", 32, root=tmp_path, shards=[0])
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------
+
+PLACES = {"mias": "peipa.essex.ac.uk", "inbreast": "10.1016/j.acra.2011.09.014", "vindr-mammo": "physionet.org",
+          "cbis-ddsm": "cancerimagingarchive.net", "kau-bcmd": "10.3390/data6110111", "ddsm-tiles": "skooch/ddsm-mammography"}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_a_missing_set_says_where_from_and_where_to(name, tmp_path):
+    with pytest.raises(DataUnavailableError) as caught:
+        load(name, root=tmp_path)
+    for part in ("is not at hand", PLACES[name], str(tmp_path), 'load("phantom")'):
+        assert part in str(caught.value), part
+    assert not check_file(name)["ok"] and CARDS.keys() == PLACES.keys()
+    with pytest.raises(ValueError, match=f"task 'x' does not exist for '{name}'"):
+        load(name, "x", root=tmp_path)
+    with pytest.raises(ValueError, match=f"28 or more for '{name}'"):
+        load(name, size=5, root=tmp_path)
+
+
+@pytest.mark.parametrize("name, task, names", [("inbreast", None, ("normal", "abnormal")), ("cbis-ddsm", None, ("benign", "malignant")),
+                                               ("ddsm-tiles", "benign-malignant", ("benign", "malignant"))])
+def test_a_missing_set_has_simulated_films_for_its_question(name, task, names):
+    s = load_or_phantom(name, size=28, task=task, say=lambda line: None)
+    assert s.name == "phantom-mias" and s.class_names == names and s.images.shape[1:] == (28, 28)
 
 
 # --- the real films ---------------------------------------------------------------------------------------------------
