@@ -8,6 +8,7 @@ __all__ = ['PAPER', 'QUICK', 'VARIANTS', 'logistic_regression', 'linear_probe', 
 
 # %% ../nbs/06_probes.ipynb #bedb8b12
 import hashlib
+import math
 import numpy as np
 import pandas as pd
 import torch
@@ -52,7 +53,7 @@ def _probe(build, Z, y, groups, n_splits, n_repeats, random_state, pos_label):
             rows.append({"repeat": i // n_splits, "fold": i % n_splits, "n_train": len(train), "n_test": len(test)} | chosen | scores)
     return pd.DataFrame(rows)
 
-# %% ../nbs/06_probes.ipynb #3edaa816
+# %% ../nbs/06_probes.ipynb #4e2aab20
 def logistic_regression(y, groups=None, C=1.0, class_weight=None, random_state=0):
     """The classifier of `linear_probe`, not yet fitted: standardised features, then logistic regression.
 
@@ -150,7 +151,7 @@ def knn_probe(Z, y, groups=None, n_splits=5, n_repeats=1, random_state=0, n_neig
 
     return _probe(build, Z, y, groups, n_splits, n_repeats, random_state, pos_label)
 
-# %% ../nbs/06_probes.ipynb #c90fb984
+# %% ../nbs/06_probes.ipynb #3c3fde2a
 class LinearClassifier(ClassifierMixin, BaseEstimator):
     """A linear layer and a softmax, trained by SGD with momentum: the *linear evaluation* of an encoder.
 
@@ -207,9 +208,10 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, Z):
         "The most probable class of each row."
-        return np.asarray(self.classes_)[self.predict_proba(Z).argmax(1)]
+        best = self.predict_proba(Z).argmax(1)   # first, because it says so where nothing was fitted
+        return np.asarray(self.classes_)[best]
 
-# %% ../nbs/06_probes.ipynb #f6b7d388
+# %% ../nbs/06_probes.ipynb #e4086156
 _VIEW = ("crop", "flip", "vertical_flip", "brightness", "contrast", "contrast_p", "blur")
 
 
@@ -245,7 +247,7 @@ class _Supervised:
     def _epoch(self, x, codes, epoch):
         self.backbone_.train(), self.classifier_.train()
         adam, sums = self._live["adam"], torch.zeros(2, device=self._device)
-        adam.param_groups[0]["lr"] = self.lr * (1 + np.cos(np.pi * epoch / self.n_epochs)) / 2   # along half a cosine to 0
+        adam.param_groups[0]["lr"] = self.lr * (1 + math.cos(math.pi * epoch / self.n_epochs)) / 2   # along half a cosine to 0
         parts = list(torch.randperm(len(x), generator=self._generator).to(self._device).split(self.batch_size))
         if len(parts) > 1 and len(parts[-1]) == 1:   # BatchNorm has nothing to normalise by in a batch of one
             parts[-2:] = [torch.cat(parts[-2:])]
@@ -263,7 +265,7 @@ class _Supervised:
     def _logits(self, planes):
         return self.classifier_(self._features(planes)).float()
 
-# %% ../nbs/06_probes.ipynb #4e3ab27b
+# %% ../nbs/06_probes.ipynb #55c62178
 class SoftmaxClassifier(_Supervised, ClassifierMixin, ImageEncoder):
     """A `ResNet` on small images trained with labels: what the encoders that are trained without are compared with.
 
@@ -317,7 +319,7 @@ class SoftmaxClassifier(_Supervised, ClassifierMixin, ImageEncoder):
         "The most probable class of each image."
         return self.classes_[self.predict_proba(X).argmax(1)]
 
-# %% ../nbs/06_probes.ipynb #04f20ece
+# %% ../nbs/06_probes.ipynb #ed6ec273
 PAPER = dict(precision="bfloat16")   # as SimCLR's
 QUICK = dict(backbone="resnet18", n_epochs=10, precision="bfloat16")
 VARIANTS = {"supervised": {}}

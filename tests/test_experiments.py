@@ -23,6 +23,8 @@ from bc_clust.experiments import (PROTOCOL, cluster_embedding, code_digest, mark
                                   study_records, write_report)
 from bc_clust.idec import IDEC
 from bc_clust.metrics import classification_scores, clustering_scores
+from bc_clust.probes import SoftmaxClassifier
+from bc_clust.simclr import SimCLR
 from bc_clust.training import load_estimator
 
 TINY = dict(hidden_dims=(16,), latent_dim=3, pretrain_epochs=3, max_epochs=3, batch_size=32, n_init=2, n_neighbors=3,
@@ -363,7 +365,7 @@ def committed():
 def test_committed_records_are_whole_and_fresh():
     files = [f for f in committed() if "demo" not in f.parts]
     assert files, "results/ holds no records"
-    digests = {"ArcFace": code_digest(ArcFace()), "IDEC": code_digest(IDEC()), "KMeans": code_digest(KMeans())}
+    digests = {type(e).__name__: code_digest(e) for e in (ArcFace(), IDEC(), KMeans(), SimCLR(), SoftmaxClassifier())}
     for file in files:
         record = json.loads(file.read_text("utf-8"))
         assert file.parent.name == settings_hash_of(record), f"{file}: settings and folder disagree"

@@ -2,6 +2,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from sklearn.base import is_classifier
+from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
@@ -9,7 +12,8 @@ from sklearn.preprocessing import StandardScaler
 
 from bc_clust.data import grouped_folds
 from bc_clust.metrics import classification_scores
-from bc_clust.probes import knn_probe, linear_probe
+from bc_clust.probes import LinearClassifier, SoftmaxClassifier, knn_probe, linear_probe
+from bc_clust.training import CheckpointError, load_estimator, save
 
 COLUMNS = ["repeat", "fold", "n_train", "n_test", "accuracy", "majority_share", "balanced_accuracy", "f1",
            "sensitivity", "specificity", "auc"]
@@ -149,3 +153,104 @@ def test_breastmnist_pixels_hold_something(breastmnist):
     table = linear_probe(breastmnist.images, breastmnist.labels, breastmnist.groups, C=1e-3, pos_label=0)
     assert 0.70 < table.auc.mean() < 0.85
     assert (table.n_test.sum(), len(table)) == (780, 5)
+
+
+# --- linear evaluation by SGD -------------------------------------------------------------------------------------
+
+def two_clouds(n=40, d=3, seed=0):
+    rng = np.random.default_rng(seed)
+    y = np.repeat(["b", "a"], n)
+    return rng.normal(size=(2 * n, d)) + np.where(y == "a", 1.0, -1.0)[:, None], y
+
+
+def test_one_step_of_the_linear_classifier_by_hand():
+    Z, y = two_clouds()
+    model = LinearClassifier(n_epochs=1, batch_size=80, lr=0.5, momentum=0.0).fit(Z, y)
+    assert model.classes_.tolist() == ["a", "b"]
+    sign = np.where(y == "a", 0.5, -0.5)      # from weights of 0 every probability is a half
+    np.testing.assert_allclose(model.coef_[0], 0.5 * (sign[:, None] * Z).mean(0), rtol=1e-5)
+    np.testing.assert_allclose(model.coef_[1], -model.coef_[0], rtol=1e-5)
+    np.testing.assert_allclose(model.intercept_, 0, atol=1e-6)
+
+
+def test_many_steps_of_the_linear_classifier_reach_the_solved_one():
+    Z, y = two_clouds()
+    mine = LinearClassifier(n_epochs=3000, batch_size=80, lr=0.5).fit(Z, y).predict_proba(Z)
+    solved = LogisticRegression(C=1e9, max_iter=5000).fit(Z, y).predict_proba(Z)
+    assert np.abs(mine - solved).max() < 0.02
+
+
+def test_linear_classifier_answers_and_determinism():
+    Z, y = two_clouds()
+    model, again, other = (LinearClassifier(batch_size=16, random_state=seed).fit(Z, y) for seed in (0, 0, 1))
+    assert np.array_equal(model.coef_, again.coef_) and not np.array_equal(model.coef_, other.coef_)
+    proba = model.predict_proba(Z)
+    np.testing.assert_allclose(proba.sum(1), 1, rtol=1e-5)
+    assert (model.predict(Z) == np.array(["a", "b"])[proba.argmax(1)]).all() and model.score(Z, y) > 0.9
+
+
+@pytest.mark.parametrize("settings, word", [(dict(n_epochs=0), "n_epochs"), (dict(lr=0), "lr"), (dict(momentum=2), "momentum"),
+                                            (dict(batch_size=0.5), "batch_size")])
+def test_linear_classifier_refuses(settings, word):
+    with pytest.raises(ValueError, match=word):
+        LinearClassifier(**settings).fit(*two_clouds())
+    with pytest.raises(NotFittedError):
+        LinearClassifier().predict(np.zeros((2, 3)))
+
+
+# --- the network trained with labels ------------------------------------------------------------------------------
+
+SMALL = dict(backbone="resnet18", image_size=16, n_epochs=2, batch_size=8, random_state=0, precision="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    rng = np.random.default_rng(0)
+    y = np.tile(["dark", "light"], 9)[:17]    # 17: the last batch would hold one picture
+    return (rng.integers(0, 80, (17, 20, 20)) + np.where(y == "light", 150, 0)[:, None, None]).astype(np.uint8), y
+
+
+def parameters(model):
+    return torch.cat([v.flatten().float() for part in model._modules().values() for v in part.state_dict().values()])
+
+
+def test_softmax_classifier(pictures, tmp_path):
+    X, y = pictures
+    model = SoftmaxClassifier(**SMALL).fit(X, y)
+    proba = model.predict_proba(X)
+    assert model.classes_.tolist() == ["dark", "light"] and proba.shape == (17, 2) and is_classifier(model)
+    np.testing.assert_allclose(proba.sum(1), 1, rtol=1e-5)
+    assert (model.predict(X) == model.classes_[proba.argmax(1)]).all() and model.transform(X).shape == (17, 512)
+    assert torch.equal(parameters(model), parameters(SoftmaxClassifier(**SMALL).fit(X, np.where(y == "light", 5, -1))))
+    save(model, tmp_path / "m.safetensors")
+    assert np.array_equal(load_estimator(tmp_path / "m.safetensors").predict_proba(X), proba)
+    assert "_encoded" not in vars(model)
+
+
+def test_softmax_classifier_learns(pictures):
+    X, y = pictures
+    model = SoftmaxClassifier(**{**SMALL, "n_epochs": 15, "brightness": 0, "contrast": 0}).fit(X, y)
+    assert model.history_["loss"].iloc[-1] < 0.3 * model.history_["loss"].iloc[0] and model.score(X, y) == 1
+
+
+def test_softmax_classifier_resumes(pictures, tmp_path):
+    X, y = pictures
+    whole = SoftmaxClassifier(**SMALL).fit(X, y)
+
+    def stop(model, row):
+        raise KeyboardInterrupt
+
+    part = SoftmaxClassifier(**SMALL, checkpoint_dir=tmp_path)
+    part.checkpoint_seconds = 0
+    with pytest.raises(KeyboardInterrupt):
+        part.fit(X, y, callback=stop)
+    resumed = SoftmaxClassifier(**SMALL, checkpoint_dir=tmp_path, resume=True).fit(X, y)
+    assert torch.equal(parameters(resumed), parameters(whole)) and len(resumed.history_) == 2
+    with pytest.raises(CheckpointError, match="labels"):
+        SoftmaxClassifier(**SMALL, checkpoint_dir=tmp_path, resume=True).fit(X, np.roll(y, 1))
+
+
+@pytest.mark.parametrize("y, word", [(None, "requires y"), (np.zeros(17), "one class only"), (np.arange(5), "17")])
+def test_softmax_classifier_refuses(pictures, y, word):
+    with pytest.raises(ValueError, match=word):
+        SoftmaxClassifier(**SMALL).fit(pictures[0], y)
