@@ -499,8 +499,9 @@ def score_table(records, reading="last", scores=SCORES, digits=3):
         part = group[group["reading"] == "last"] if part.empty else part
         if part.empty:
             continue
-        share = group["majority_share"].dropna().iloc[0]
-        values = {s: part[s] if s != "majority_share" else pd.Series(share) for s in scores}
+        share = part["majority_share"].dropna()   # of the very images that were scored; a path of labels has none of its own
+        share = group["majority_share"].dropna() if share.empty else share
+        values = {s: part[s] if s != "majority_share" else share if share.nunique() > 1 else share[:1] for s in scores}
         name = label if label not in rows else f"{label} ({settings})"
         rows[name] = {"seeds": str(len(part)), **{s: _mean_sd(v, digits) for s, v in values.items()}}
     if not rows:

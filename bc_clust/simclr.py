@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['PAPER', 'QUICK', 'VARIANTS', 'STUDIES', 'nt_xent', 'partner_found', 'LARS', 'warmup_cosine', 'SimCLR']
 
-# %% ../nbs/20_simclr.ipynb #953378ad
+# %% ../nbs/20_simclr.ipynb #0f868ef1
 import math
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-# %% ../nbs/20_simclr.ipynb #4f198ba6
+# %% ../nbs/20_simclr.ipynb #4f0efdd1
 from .augment import two_views, view
 from .backbones import ImageEncoder, mlp
 from .training import NOT_RESULTS, Phase, check_number, check_option
 
-# %% ../nbs/20_simclr.ipynb #ea9b7e0b
+# %% ../nbs/20_simclr.ipynb #0a252de6
 def _check_views(za, zb, temperature):
     for name, z in (("za", za), ("zb", zb)):
         if not isinstance(z, torch.Tensor) or not z.is_floating_point() or z.ndim != 2:
@@ -28,7 +28,7 @@ def _check_views(za, zb, temperature):
         raise ValueError(f"a batch of {len(za)} has no other image to tell from; give at least two images")
     check_number("temperature", temperature, 0, above=True)
 
-# %% ../nbs/20_simclr.ipynb #8344067b
+# %% ../nbs/20_simclr.ipynb #7ddcedc9
 def nt_xent(za, zb, temperature=0.5):
     """NT-Xent, the loss of SimCLR: every view has to find its partner among all other views of the batch.
 
@@ -61,7 +61,7 @@ def nt_xent(za, zb, temperature=0.5):
         partner = torch.arange(len(z), device=z.device).roll(len(za))
         return F.cross_entropy(logits, partner)
 
-# %% ../nbs/20_simclr.ipynb #3542cf91
+# %% ../nbs/20_simclr.ipynb #6c041b9f
 def partner_found(za, zb):
     """Share of the 2n views whose most alike other view is their partner; 1 / (2n - 1) by chance.
 
@@ -77,7 +77,7 @@ def partner_found(za, zb):
     nearest = (z @ z.T).fill_diagonal_(-torch.inf).argmax(1)
     return (nearest == torch.arange(len(z), device=z.device).roll(len(za))).float().mean()
 
-# %% ../nbs/20_simclr.ipynb #3da0b09a
+# %% ../nbs/20_simclr.ipynb #c805bc17
 class LARS(torch.optim.Optimizer):
     """SGD with momentum whose steps are scaled, layer by layer, to the length of the layer's weights.
 
@@ -122,7 +122,7 @@ class LARS(torch.optim.Optimizer):
         v = self.state[p].setdefault("momentum", torch.zeros_like(p))
         p.sub_(v.mul_(momentum).add_(g), alpha=lr)
 
-# %% ../nbs/20_simclr.ipynb #69c18797
+# %% ../nbs/20_simclr.ipynb #35f5a311
 def warmup_cosine(step, n_steps, n_warmup):
     """The share of the largest learning rate at a step: rising in a line, then falling along half a cosine.
 
@@ -140,7 +140,7 @@ def warmup_cosine(step, n_steps, n_warmup):
         return step / n_warmup
     return 0.5 * (1 + math.cos(math.pi * (step - n_warmup) / (n_steps - n_warmup)))
 
-# %% ../nbs/20_simclr.ipynb #d1a3fbcc
+# %% ../nbs/20_simclr.ipynb #52c47207
 _VIEW = ("crop", "flip", "vertical_flip", "brightness", "contrast", "contrast_p", "blur")
 
 
@@ -167,7 +167,7 @@ class _Settings:
     def _view(self):
         return {name: getattr(self, name) for name in _VIEW}
 
-# %% ../nbs/20_simclr.ipynb #97c5a344
+# %% ../nbs/20_simclr.ipynb #be9855fa
 class _Pretraining:
     "Networks, optimiser, epochs."
 
@@ -216,7 +216,7 @@ class _Pretraining:
         optimiser.step()
         return torch.stack([loss.detach(), partner_found(za.detach(), zb.detach())])
 
-# %% ../nbs/20_simclr.ipynb #a4feecc1
+# %% ../nbs/20_simclr.ipynb #2685d513
 class _Use:
     "What a fitted SimCLR gives."
 
@@ -234,7 +234,7 @@ class _Use:
     def _finish(self):
         vars(self).pop("_lr", None)
 
-# %% ../nbs/20_simclr.ipynb #d534d21f
+# %% ../nbs/20_simclr.ipynb #45256177
 class SimCLR(_Use, _Settings, _Pretraining, ImageEncoder):
     """An encoder of images that is trained without labels, by telling two views of an image from all others.
 
@@ -293,7 +293,7 @@ class SimCLR(_Use, _Settings, _Pretraining, ImageEncoder):
         tags.input_tags.two_d_array, tags.input_tags.three_d_array = False, True
         return tags
 
-# %% ../nbs/20_simclr.ipynb #3ccfd881
+# %% ../nbs/20_simclr.ipynb #93d43306
 PAPER = dict(precision="bfloat16")   # float32 takes twice the time on a CPU with bfloat16 and gives nothing back
 QUICK = dict(backbone="resnet18", image_size=16, n_epochs=40, warmup_epochs=4, batch_size=64, optimizer="adam", temperature=0.2,
              vertical_flip=0, precision="bfloat16")   # what learns something from a few hundred films in two minutes

@@ -222,6 +222,13 @@ def test_score_table_by_hand():
         score_table(frame().iloc[:0])
 
 
+def test_the_majority_share_is_that_of_the_images_that_were_scored():
+    rows = [dict(label="A", reading=reading, seed=seed, accuracy=0.9, majority_share=share, settings="h")
+            for seed in (0, 1) for reading, share in (("training", 0.64), ("held out", 0.65 + 0.02 * seed))]
+    table = {reading: score_table(pd.DataFrame(rows), reading, scores=("majority_share",)).loc["A", "majority_share"] for reading in ("training", "held out")}
+    assert table == {"training": "0.640", "held out": "0.660 ± 0.014"}
+
+
 def test_comparison_table_has_the_papers_order_and_figures():
     records = pd.concat([frame().assign(balanced_accuracy=0.5, ari=0.0, smallest_share=0.5)])
     table = experiments.comparison_table(records, {"A": 41.0, "none": 1.0, "B": 62.05})
