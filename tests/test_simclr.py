@@ -292,9 +292,10 @@ def test_standardised_by_the_images_of_fit(fitted, X):
 
 
 def test_it_learns_the_task(X):
-    model = SimCLR(**{**TINY, "n_epochs": 25, "warmup_epochs": 2, "batch_size": 20, "optimizer": "adam", "crop": (0.8, 1.0), "vertical_flip": 0}).fit(X)
-    first, last = model.history_["partner_found"].iloc[[0, -1]]
-    assert first < 0.2 and last > first + 0.2 and model.history_["loss"].iloc[-1] < model.history_["loss"].iloc[0] - 0.3
+    easy = dict(n_epochs=25, warmup_epochs=2, batch_size=20, optimizer="adam", crop=(0.9, 1.0), flip=0, vertical_flip=0, brightness=0, contrast=0, blur=0)
+    history = SimCLR(**{**TINY, **easy}).fit(X).history_
+    assert history["partner_found"].iloc[0] < 0.4 and history["partner_found"].iloc[-1] > 0.9
+    assert history["loss"].iloc[-1] < history["loss"].iloc[0] - 1
 
 
 def test_controls_are_not_trained(X):
