@@ -190,6 +190,22 @@ def test_figures_have_caption_and_alt_text(path):
 
 
 @each_notebook
+def test_no_output_was_lost(path):
+    """A notebook that is rebuilt and not run again keeps its prose and loses tables and pictures."""
+    silent = {"update", "assert_close", "cleanup", "VBox"}   # what a last line may call and show nothing
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    for i, source, outputs in code_cells(path):
+        if "skip-execution" in cells[i]["metadata"].get("tags", []):
+            continue
+        if re.search(r"^#\|\s*fig-cap:", source, flags=re.MULTILINE):
+            assert any(has_picture(o) for o in outputs), f"{path.name}, cell {i} has lost its figure: run `make notebooks`"
+        last = ast.parse(source).body[-1:]
+        called = {getattr(n.func, "attr", getattr(n.func, "id", "")) for node in last for n in ast.walk(node) if isinstance(n, ast.Call)}
+        shows = last and isinstance(last[0], ast.Expr) and not isinstance(last[0].value, ast.Constant) and not source.rstrip().endswith(";")
+        assert outputs or not shows or called & silent, f"{path.name}, cell {i} has lost what it shows: run `make notebooks`"
+
+
+@each_notebook
 def test_imports_stand_in_cells_of_their_own(path):
     """The documentation build runs cells with an import, so anything beside it would run too."""
     kinds = (ast.Import, ast.ImportFrom)
