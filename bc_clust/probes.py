@@ -215,8 +215,8 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
 _VIEW = ("crop", "flip", "vertical_flip", "brightness", "contrast", "contrast_p", "blur")
 
 
-class _Supervised:
-    "Networks, optimiser and epochs of `SoftmaxClassifier`."
+class _SupervisedSettings:
+    "Settings and networks of `SoftmaxClassifier`."
 
     def _check_settings(self):
         self._check_encoder()
@@ -234,6 +234,10 @@ class _Supervised:
             self.classes_ = np.asarray(self._encoded[0])
         self._build_backbone()
         self.classifier_ = nn.Linear(self.backbone_.n_features, len(self.classes_))
+
+# %% ../nbs/06_probes.ipynb #c3bdd987
+class _Supervised:
+    "Optimiser and epochs of `SoftmaxClassifier`."
 
     def _phases(self, x, y):
         codes = torch.from_numpy(self._encoded[1]).long().to(self._device)
@@ -266,7 +270,7 @@ class _Supervised:
         return self.classifier_(self._features(planes)).float()
 
 # %% ../nbs/06_probes.ipynb #55c62178
-class SoftmaxClassifier(_Supervised, ClassifierMixin, ImageEncoder):
+class SoftmaxClassifier(_SupervisedSettings, _Supervised, ClassifierMixin, ImageEncoder):
     """A `ResNet` on small images trained with labels: what the encoders that are trained without are compared with.
 
     Parameters
