@@ -267,7 +267,7 @@ def _resize_boxes(x, box, size):
     h, w = x.shape[-2:]
     return _between(_window_weights(top, height, size, h), x, _window_weights(left, width, size, w))
 
-
+# %% ../nbs/04_augment.ipynb #5ddf87c4
 def resized_crop(x, box, size):
     """Of each image its own box of pixels, brought to one size with an antialiased bilinear filter.
 
@@ -308,7 +308,7 @@ def resized_crop(x, box, size):
                          f"give top and left of at least 0, height and width of at least 1, inside the image")
     return _resize_boxes(x, box, size)
 
-
+# %% ../nbs/04_augment.ipynb #2fbb31c0
 def resize(x, size):
     """Whole images brought to `size` pixels a side with an antialiased bilinear filter: `resized_crop` without a crop.
 
@@ -478,7 +478,7 @@ def _blur_weights(sigma, radius, side):
     with torch.autocast(sigma.device.type, enabled=False):
         return torch.einsum("nk,ikj->nij", kernel, takes)
 
-
+# %% ../nbs/04_augment.ipynb #291b5b79
 def random_blur(x, sigma=(0.1, 2.0), p=0.5, generator=None):
     """Each image is, with probability `p`, blurred by a Gaussian of its own width.
 
@@ -572,7 +572,7 @@ def view(x, size=32, crop=(0.5, 0.8), flip=0.5, vertical_flip=0.0, brightness=0.
         x = random_contrast(x, contrast, contrast_p, generator)
     return random_blur(x, p=blur, generator=generator) if blur else x
 
-
+# %% ../nbs/04_augment.ipynb #864a7744
 def two_views(x, size=32, generator=None, **settings):
     """Two random views of each image, drawn on their own: row i of both comes from image i.
 

@@ -289,7 +289,7 @@ def _split(estimator, images, seed):
         return None
     return next(grouped_folds(images.labels, images.groups, PROTOCOL["folds"], random_state=seed))
 
-
+# %% ../nbs/07_experiments.ipynb #a901aa3d
 def _fit(estimator, images, X, split, pretrain):
     "Fit to what the protocol allows it to see."
     if split is None:

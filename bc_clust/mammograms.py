@@ -735,7 +735,7 @@ def _masked_crc(data):
     crc ^= 0xFFFFFFFF
     return ((crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF).to_bytes(4, "little")
 
-
+# %% ../nbs/08_mammograms.ipynb #b0423efb
 def read_tfrecords(path, check=True):
     """The records of a TFRecord file, one after the other.
 
@@ -803,7 +803,7 @@ def _whole_numbers(value):
     if not packed:
         yield value
 
-
+# %% ../nbs/08_mammograms.ipynb #caddf093
 def _example(data):
     """A `tf.train.Example` as a dict from names to lists of bytes or of whole numbers."""
     features = {}
