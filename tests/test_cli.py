@@ -103,6 +103,25 @@ def test_run_of_a_study_shares_pretraining(tmp_path):
     assert "weight 0.004 in both phases" in result.output and not list(tmp_path.rglob("*.pt"))
 
 
+def test_run_measures_grad_cam_where_asked(tmp_path):
+    words = ["run", "supervised", "--data", "phantom", "--task", "benign-malignant", "--size", 16, "--seeds", 1, "--results", tmp_path,
+             "--no-keep", *(w for text in ("image_size=16", "n_epochs=1", "batch_size=256") for w in ("--set", text))]
+    plain, asked, again = invoke(*words), invoke(*words, "--grad-cam"), invoke(*words, "--grad-cam")
+    assert plain.exit_code == asked.exit_code == again.exit_code == 0, asked.output
+    assert "Grad-CAM" not in plain.output and "a reading is missing" in asked.output and "1 of 1 seeds are there" in again.output
+    table = asked.output.split("Grad-CAM on the masks of held-out images")[1]
+    assert "pointing_game_centre" in table and "nan" not in table
+    record, = (json.loads(f.read_text()) for f in tmp_path.rglob("seed-0.json"))
+    assert f"{record['scores']['Grad-CAM']['energy']:.3f}" in table
+
+
+def test_grad_cam_is_refused_before_a_fit(tmp_path):
+    other = invoke("run", "arcface", "--data", "phantom", "--grad-cam", "--results", tmp_path)
+    assert other.exit_code != 0 and "arcface has none" in other.output
+    unmarked = invoke("run", "simclr", "--data", "digits", "--grad-cam", "--results", tmp_path)
+    assert unmarked.exit_code != 0 and "no outlines of lesions" in f"{unmarked.output}{unmarked.exception}" and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("option, seeds_kept", [("--keep", [0]), ("--keep-all", [0, 1]), ("--no-keep", [])])
 def test_run_keeps_the_models_asked_for(option, seeds_kept, tmp_path):
     result = invoke("run", "idec", "--data", "phantom", "--size", 12, "--variant", "IDEC", "--results", tmp_path, *TINY, "--seeds", 2, option)

@@ -18,7 +18,7 @@ from sklearn.manifold import trustworthiness
 from bc_clust import plots
 from bc_clust.plots import (
     LINES, MARKERS, PALETTE, SEQUENTIAL, STYLE, contrast, figure_html, plot_cluster_sizes, plot_contingency, plot_embedding,
-    plot_history, plot_images, plot_images_by_cluster, plot_reconstructions, plot_scores, relative_luminance, text_colour,
+    plot_heat_map, plot_history, plot_images, plot_images_by_cluster, plot_reconstructions, plot_scores, relative_luminance, text_colour,
     tsne, use_style)
 
 RNG = np.random.default_rng(0)
@@ -35,6 +35,7 @@ CALLS = {
     "embedding": lambda ax: plot_embedding(POINTS, LABELS, ["x", "y", "z"], ax=ax),
     "history": lambda ax: plot_history(HISTORY, ["loss", "kl"], ax=ax),
     "contingency": lambda ax: plot_contingency(TABLE, ax=ax),
+    "heat_map": lambda ax: plot_heat_map(IMAGES[0], np.eye(2), ax=ax, title="heat"),
     "images": lambda ax: plot_images(IMAGES, ax=ax, titles=list("abcdefghij")),
     "by_cluster": lambda ax: plot_images_by_cluster(IMAGES, np.arange(10) % 3, 4, ax=ax),
     "reconstructions": lambda ax: plot_reconstructions(IMAGES, IMAGES / 255, ax=ax),
@@ -84,7 +85,7 @@ def test_same_input_same_pixels(draw):
     assert np.array_equal(rendered(draw(axes())), rendered(draw(axes())))
 
 
-@pytest.mark.parametrize("name", [n for n in CALLS if n not in ("images", "reconstructions")])
+@pytest.mark.parametrize("name", [n for n in CALLS if n not in ("images", "reconstructions", "heat_map")])
 def test_axes_are_labelled(name):
     ax = CALLS[name](axes())
     assert ax.get_xlabel() and ax.get_ylabel()
@@ -585,6 +586,36 @@ def test_reconstructions_flat_or_not_bytes_or_floats():
 def test_reconstructions_refuse(X_hat, options, message):
     with pytest.raises(ValueError, match=message):
         plot_reconstructions(IMAGES, X_hat, ax=axes(), **options)
+
+
+@pytest.mark.parametrize("smooth, interpolation", [(False, "nearest"), (True, "bilinear")])
+def test_heat_map_lies_over_the_whole_image(smooth, interpolation):
+    heat, (h, w) = np.array([[0.0, 2.0], [1.0, 0.5], [0.0, 0.0]]), IMAGES[0].shape
+    mask = np.zeros((h, w), dtype=bool)
+    mask[1:3, 2:4] = True
+    ax = plot_heat_map(IMAGES[0], heat, mask, ax=axes(), smooth=smooth, title="says benign")
+    below, above = ax.images
+    assert np.array_equal(below.get_array(), IMAGES[0]) and np.array_equal(above.get_array(), heat)
+    assert below.get_extent() == above.get_extent() == [0, w, h, 0] or below.get_extent() == above.get_extent() == (0, w, h, 0)
+    assert above.get_clim() == (0, 2) and above.get_interpolation() == interpolation and 0 < above.get_alpha() < 1
+    outline = ax.collections[0].get_paths()[0].vertices
+    assert (outline.min(0) >= [1.5, 0.5]).all() and (outline.max(0) <= [4.5, 3.5]).all() and ax.get_title() == "says benign"
+
+
+def test_heat_map_of_nothing():
+    ax = plot_heat_map(IMAGES[0], np.zeros((2, 2)), np.zeros(IMAGES[0].shape, dtype=bool), ax=axes())
+    assert ax.images[1].get_clim() == (0, 1) and not ax.collections, "no outline where there is no lesion"
+
+
+@pytest.mark.parametrize("heat, mask, message", [
+    (np.ones(4), None, r"heat has shape \(4,\)"),
+    (-np.ones((2, 2)), None, "finite numbers of at least 0"),
+    (np.full((2, 2), np.nan), None, "finite numbers"),
+    (np.ones((2, 2)), np.ones((3, 3), dtype=bool), r"mask has shape \(3, 3\); give that of the image"),
+])
+def test_heat_map_refuses(heat, mask, message):
+    with pytest.raises(ValueError, match=message):
+        plot_heat_map(IMAGES[0], heat, mask, ax=axes())
 
 
 # ---- sizes and scores -------------------------------------------------------------------------
