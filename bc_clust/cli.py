@@ -138,6 +138,8 @@ def run(method: Annotated[str, typer.Argument(help="arcface, idec, kmeans, simcl
         keep: Annotated[bool, typer.Option(help="store embedding and model of the first seed")] = True,
         keep_all: Annotated[bool, typer.Option("--keep-all", help="store them of every seed that runs")] = False,
         pretrain: Annotated[Optional[str], typer.Option(help="learn the embedding from this set instead of the training part")] = None,
+        grad_cam: Annotated[bool, typer.Option("--grad-cam", help="also measure, on the masks of held-out images, where the "
+                                               "answers rest; simclr and supervised")] = False,
         pretrained: Annotated[Optional[Path], typer.Option(help="folder that keeps phase 1 for later commands; without "
                                                                 "it, it is shared within this command")] = None,
         results: Annotated[Optional[Path], typer.Option(help="folder of the records")] = None):
@@ -151,13 +153,14 @@ def run(method: Annotated[str, typer.Argument(help="arcface, idec, kmeans, simcl
     typer.echo(f"{images}")
     todo = variants(method, len(images.class_names), profile, variant, set_, study)
     others = None if pretrain is None else data_room.load(pretrain, size=size)
+    readings = _readings(method, images) if grad_cam else None
     with tempfile.TemporaryDirectory() as folder:
         for name, estimator in todo.items():
             here = {"device": device, "pretrain_dir": str(pretrained or folder)}
             estimator.set_params(**{k: v for k, v in here.items() if k in estimator.get_params()})
             experiments.run(estimator, images, chosen, label=_label(name, label, set_, len(todo)), results=results,
                             n_jobs=jobs, threads=threads, keep="all" if keep_all else keep, say=typer.echo, progress=True,
-                            pretrain=others)
+                            pretrain=others, readings=readings)
     frame = _records_of(experiments, todo, images, results, others)
     _echo_tables(experiments, frame[frame["seed"].isin(chosen)])
 
@@ -166,6 +169,15 @@ def _label(name, label, settings, n_variants):
     if label is not None and n_variants == 1:
         return label
     return f"{name}, {', '.join(settings)}" if settings else name
+
+
+def _readings(method, images):
+    "What `--grad-cam` adds to a record."
+    room = import_module("bc_clust.gradcam")
+    if method not in ("simclr", "supervised"):
+        raise typer.BadParameter(f"--grad-cam looks into the ResNets of simclr and supervised; {method} has none")
+    room.marked_rows(images)   # no mask is an error now, not after an hour of training
+    return {"Grad-CAM": room.localisation}
 
 
 def _records_of(experiments, todo, images, results, pretrain=None):
@@ -187,6 +199,9 @@ def _echo_tables(experiments, frame):
         answers = reading.endswith(("classifier", "probe", "chosen"))
         scores = ("accuracy", "majority_share", "balanced_accuracy", "auc") if answers else experiments.SCORES
         typer.echo(f"\n{reading}\n{experiments.score_table(frame[taught], reading, scores).to_string()}")
+    if "Grad-CAM" in set(frame["reading"]):
+        columns = import_module("bc_clust.gradcam").LOCALISATION
+        typer.echo(f"\nGrad-CAM on the masks of held-out images\n{experiments.score_table(frame, 'Grad-CAM', columns).to_string()}")
 
 # %% ../nbs/60_cli.ipynb #6dcdcc7a
 @app.command()

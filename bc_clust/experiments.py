@@ -299,7 +299,7 @@ def _fit(estimator, images, X, split, pretrain):
     return estimator.fit(X[split[0]], images.labels[split[0]]) if is_classifier(estimator) else estimator.fit(X[split[0]])
 
 
-def _run_one(estimator, images, seed, folder, label, threads, keep, pretrain=None):
+def _run_one(estimator, images, seed, folder, label, threads, keep, pretrain=None, readings=None):
     fresh, before = _seeded_clone(estimator, seed), torch.get_num_threads()
     X, split = _input(fresh, images), _split(fresh, images, seed)
     torch.set_num_threads(threads)
@@ -309,6 +309,7 @@ def _run_one(estimator, images, seed, folder, label, threads, keep, pretrain=Non
             _fit(fresh, images, X, split, pretrain)
             seconds = time.perf_counter() - start
             scores, arrays, Z = _score(fresh, images, X) if split is None else _held_out_score(fresh, images, X, seed, *split)
+            scores |= {name: measure(fresh, images, *split) for name, measure in (readings or {}).items()}
     finally:
         torch.set_num_threads(before)
     device = getattr(fresh, "_device", torch.device("cpu"))
@@ -364,7 +365,7 @@ def _history(estimator, images):
 
 # %% ../nbs/07_experiments.ipynb #d3305cde
 def run(estimator, images, seeds=5, label=None, results=None, n_jobs=1, threads=1, keep=True, say=print,
-        progress=False, pretrain=None):
+        progress=False, pretrain=None, readings=None):
     """Fit and score an estimator for several seeds, leaving a record of each.
 
     Parameters
@@ -382,6 +383,8 @@ def run(estimator, images, seeds=5, label=None, results=None, n_jobs=1, threads=
     say : callable for one-line messages, or None
     progress : bool, show a bar over the seeds
     pretrain : ImageSet, optional; an embedding is learnt from these instead of the training part of `images`
+    readings : dict name -> function, optional; further scores of estimators that are scored on held-out images:
+        `function(estimator, images, train, test)` gives a dict of numbers, train and test being arrays of rows
 
     Returns
     -------
@@ -392,15 +395,17 @@ def run(estimator, images, seeds=5, label=None, results=None, n_jobs=1, threads=
         raise ValueError(f"seeds={seeds}: give at least one seed, each once.")
     if pretrain is not None and (is_classifier(estimator) or not _holds_out(estimator)):
         raise ValueError(f"pretrain is for estimators that learn an embedding without labels, not for {type(estimator).__name__}.")
+    if readings and not _holds_out(estimator):
+        raise ValueError(f"readings are for estimators that are scored on held-out images, not for {type(estimator).__name__}.")
     label = label or type(estimator).__name__
     folder = record_folder(estimator, images, results, pretrain)
     code, data = code_digest(estimator), _data_of(images, estimator, pretrain)
-    found = {s: _valid_record(folder / f"seed-{s}.json", code, data, label, say or (lambda text: None)) for s in seeds}
+    found = {s: _valid_record(folder / f"seed-{s}.json", code, data, readings, label, say or (lambda text: None)) for s in seeds}
     todo = [s for s in seeds if found[s] is None]
     if say:
         say(f"{label}: {len(seeds) - len(todo)} of {len(seeds)} seeds are there, {len(todo)} to run")
     jobs = (joblib.delayed(_run_one)(estimator, images, s, folder, label, threads, keep == "all" or keep and s == seeds[0],
-                                       pretrain) for s in todo)
+                                       pretrain, readings) for s in todo)
     done = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(jobs)
     bar = tqdm(done, desc=label, total=len(todo), unit="seed", disable=not (progress and todo))
     found.update((seed, record) for record, seed in zip(bar, todo))
@@ -416,13 +421,14 @@ def record_folder(estimator, images, results=None, pretrain=None):
     return Path(results or results_folder()) / type(estimator).__name__.lower() / name / settings_hash(estimator)
 
 
-def _valid_record(file, code, data, label, say):
+def _valid_record(file, code, data, readings, label, say):
     if not file.exists():
         return None
     try:
         record = json.loads(file.read_text("utf-8"))
         why = [w for w, wrong in (("the method's code changed", record["code"] != code),
-                                  ("the data changed", record["data"] != data)) if wrong]
+                                  ("the data changed", record["data"] != data),
+                                  ("a reading is missing", not set(readings or ()) <= set(record["scores"]))) if wrong]
     except (ValueError, KeyError, TypeError):
         why = ["it cannot be read"]
     if why:
@@ -449,6 +455,8 @@ def read_records(results=None, method=None, data=None, labels=None):
         if (data and record["data"]["name"] != data) or (labels and record["label"] not in labels):
             continue
         for reading, scores in record["scores"].items():
+            if not scores:
+                continue
             rows.append({"label": record["label"], "reading": reading, "seed": record["seed"], **scores,
                          "method": record["method"], "data": record["data"]["name"], "set": file.parent.parent.name,
                          "settings": file.parent.name,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PALETTE', 'MARKERS', 'LINES', 'SEQUENTIAL', 'STYLE', 'use_style', 'relative_luminance', 'contrast', 'text_colour',
            'plot_embedding', 'tsne', 'plot_history', 'plot_contingency', 'plot_images', 'plot_images_by_cluster',
-           'plot_reconstructions', 'plot_cluster_sizes', 'plot_scores', 'figure_html']
+           'plot_reconstructions', 'plot_heat_map', 'plot_cluster_sizes', 'plot_scores', 'figure_html']
 
 # %% ../nbs/03_plots.ipynb #00a42ced
 import base64
@@ -605,6 +605,45 @@ def plot_reconstructions(X, X_hat, ax=None, n=8, random_state=0):
     ax.set_yticks([(h - 1) / 2, h + gap + (h - 1) / 2], ["image", "reconstruction"])
     ax.set_xticks([i * (w + gap) + (w - 1) / 2 for i in range(len(chosen))], [f"{e:#.3g}" for e in errors])
     ax.set(xlabel="mean squared error of each image", ylabel="")
+    return ax
+
+# %% ../nbs/03_plots.ipynb #ed898f6b
+def plot_heat_map(image, heat, mask=None, ax=None, smooth=False, title=None):
+    """An image with a heat map over it, and the outline of a mask.
+
+    Parameters
+    ----------
+    image : array (h, w) or (h, w, 3)
+    heat : array (a, b) of numbers >= 0
+        Stretched over the whole image; its colours run from 0 to its largest value.
+    mask : bool array (h, w), optional
+        Outlined in white.
+    ax : matplotlib Axes, optional
+    smooth : bool
+        False draws the cells of `heat` as they are; True blends each into the next, as is usual.
+    title : str, optional
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Raises
+    ------
+    ValueError
+        Other shapes, or heat that is negative or not finite.
+    """
+    image, heat = _pictures(np.asarray(image)[None], "image")[0], np.asarray(heat, dtype=float)
+    if heat.ndim != 2 or 0 in heat.shape or not np.isfinite(heat).all() or heat.min() < 0:
+        raise ValueError(f"heat has shape {heat.shape}; give finite numbers of at least 0 of shape (a, b)")
+    if mask is not None and np.shape(mask) != image.shape[:2]:
+        raise ValueError(f"mask has shape {np.shape(mask)}; give that of the image, {image.shape[:2]}")
+    ax, (h, w) = _axes(ax, (3, 3)), image.shape[:2]
+    ax.imshow(image, cmap="gray", extent=(0, w, h, 0))
+    ax.imshow(heat, cmap=SEQUENTIAL, alpha=0.55, extent=(0, w, h, 0), interpolation="bilinear" if smooth else "nearest",
+              vmin=0, vmax=heat.max() or 1)
+    if mask is not None and np.any(mask) and not np.all(mask):
+        ax.contour(np.arange(w) + 0.5, np.arange(h) + 0.5, mask, levels=[0.5], colors="white", linewidths=1.5)
+    ax.set(xticks=[], yticks=[], title=title or "")
     return ax
 
 # %% ../nbs/03_plots.ipynb #8217cf38
