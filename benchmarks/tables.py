@@ -25,6 +25,7 @@ def feature_rate_percent(seconds, side, record):
     return 100 * flop / seconds / 1e9 / record["gflops"][side.split()[1]]
 
 
+PRETRAINING = ("simclr_vs_lightly_cpu", "simclr_vs_lightly_cuda")
 DEVICES = {"arcface_cost_cpu": "CPU", "arcface_cost_cuda": "GPU"}
 COSTS = (  # of the table of ArcFace: part, title, quantity of the record, how to show it (from value, side and record)
     ("features", "features, images a second", "seconds", lambda v, side, r: r["options"]["n"] / v),
@@ -64,7 +65,7 @@ def table(path):
     ValueError : if the file is no record of these benchmarks
     """
     record = json.loads(Path(path).read_text("utf-8"))
-    makers = {"idec_vs_clustpy": _ratios, "idec_scaling": _scaling,
+    makers = {"idec_vs_clustpy": _ratios, "idec_scaling": _scaling, **dict.fromkeys(PRETRAINING, _views),
               **dict.fromkeys(DEVICES, lambda record: _costs(_both_devices(record, Path(path).parent)))}
     if not isinstance(record, dict) or record.get("name") not in makers or record.get("format") != 1:
         raise ValueError(f"{path} is no record of {' or '.join(makers)}; write one with the scripts beside this file.")
@@ -176,3 +177,28 @@ def _cost_cells(record):
             cells += ["-"] * 2 if None in ratio else [f"{np.median(ratio):.2f}", f"{min(ratio):.2f} to {max(ratio):.2f}"]
             what = title.format(**record["options"]), str(record["options"]["n"]), *(side.split()[1] for side in (ours, plain))
             yield what, cells
+
+
+def _views(record):
+    """A line for each network and pair of sides: views a second, the ratio, and where the time of a step goes.
+
+    The rate is that of the multiplications of the encoder, forward and twice backward, as a share of the matrix rate of the machine.
+    """
+    rows = []
+    for row in record["rows"]:
+        for ours, theirs in row["beside"].items():
+            side = ours.split(",")[0]
+            views = [np.median([run["sides"][s]["views_per_second"] for run in row["runs"]]) for s in (theirs, side)]
+            ratio = [run["ratio"][ours] for run in row["runs"]]
+            rate = 6 * row["macs"] * views[1] / 1e9 / record["gflops"][side.split()[1]]
+            rows.append({"network": row["backbone"], "lightly in": theirs.split()[1], "bc_clust in": side.split()[1],
+                         "lightly, views a second": _number(views[0]), "bc_clust, views a second": _number(views[1]),
+                         "ratio (median)": f"{np.median(ratio):.2f}", "ratio (range)": f"{min(ratio):.2f} to {max(ratio):.2f}",
+                         "lightly's step": _step(row["parts"][theirs]), "bc_clust's step": _step(row["parts"][side]),
+                         "bc_clust, % of the matrix rate": f"{100 * rate:.0f}"})
+    return pd.DataFrame(rows, dtype=str)
+
+
+def _step(parts):
+    whole = sum(parts.values())
+    return ", ".join(f"{name} {seconds / whole:.0%}" for name, seconds in parts.items())

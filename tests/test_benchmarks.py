@@ -544,6 +544,51 @@ def test_a_foreign_file_is_refused(text, tmp_path):
         table(path)
 
 
+# --- simclr_vs_lightly ------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def pretraining(tmp_path_factory):
+    pytest.importorskip("lightly.transforms", reason="lightly is an extra: pip install -e '.[oracles]'")
+    import simclr_vs_lightly
+    from bc_clust.data import phantom
+
+    path, threads = tmp_path_factory.mktemp("benchmarks") / "views.json", torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simclr_vs_lightly, "load_or_phantom", lambda name, size: phantom(n=20, size=32))
+        patch.setattr(simclr_vs_lightly, "BATCH", 4)
+        patch.setattr(simclr_vs_lightly, "SIDE", 16)
+        patch.setattr(simclr_vs_lightly, "whole_number", lambda low: int)
+        simclr_vs_lightly.main(["--backbones", "resnet18", "--n", "9", "--epochs", "3", "--repeats", "2", "--out", str(path)])
+    torch.set_num_threads(threads)
+    return json.loads(path.read_text("utf-8")), path
+
+
+def test_views_of_both_sides_are_the_same_work(pretraining):
+    record, _ = pretraining
+    row, = record["rows"]
+    assert record["options"]["n"] == 9 and row["macs"] > 1e8 and row["parameters"] == 11_167_104 + 576
+    for run in row["runs"]:
+        ours, theirs = (run["sides"][f"{name} float32"] for name in ("bc_clust", "lightly"))
+        assert ours["steps"] == theirs["steps"] == 3 * 2 and theirs["parameters"] - ours["parameters"] == 1152, "9 images are two batches of 4"
+        for found in run["sides"].values():
+            assert found["views_per_second"] == pytest.approx(2 * 4 * 2 / found["seconds_per_epoch"], rel=1e-3)
+            assert 0 < found["loss"] < 10
+        assert run["ratio"]["bc_clust float32"] == theirs["seconds_per_epoch"] / ours["seconds_per_epoch"]
+    first, second = (run["order"] for run in row["runs"])
+    assert second == first[1:] + first[:1]
+
+
+def test_views_say_where_the_time_goes(pretraining):
+    from tables import table
+
+    record, path = pretraining
+    for parts in record["rows"][0]["parts"].values():
+        assert list(parts) == ["views", "forward", "backward", "optimiser"] and min(parts.values()) >= 0 and parts["forward"] > 0
+    shown = table(path).iloc[0]
+    run = [r["ratio"]["bc_clust float32"] for r in record["rows"][0]["runs"]]
+    assert shown["network"] == "resnet18" and shown["ratio (median)"] == f"{sum(run) / 2:.2f}" and "forward" in shown["lightly's step"]
+
+
 @pytest.mark.parametrize("path", sorted((FOLDER.parent / "results" / "benchmarks").glob("*.json")), ids=lambda p: p.stem)
 def test_committed_records_make_tables(path):
     from tables import table

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from bc_clust.data import phantom
 from bc_clust.experiments import read_records, run
 from bc_clust.gradcam import (
-    LOCALISATION, ScoreNetwork, blind_maps, centre_map, energy_inside, grad_cam, heat_maps, localisation, localisation_scores,
-    marked_rows, pointing_game,
+    LOCALISATION, ScoreNetwork, best_maps, centre_map, dealt_out, energy_inside, grad_cam, heat_maps, localisation,
+    localisation_scores, marked_rows, pointing_game,
 )
 from bc_clust.probes import LinearClassifier, SoftmaxClassifier
 from bc_clust.simclr import SimCLR
@@ -121,6 +121,7 @@ def test_a_layer_that_is_changed_in_place_afterwards():
     (X, [0, -1], "from 0 to 2"),
     (X, [0, 1, 2], "one for each of the 2 images"),
     (X, 0.5, "target is 0.5"),
+    (X, True, "target is True"),
 ])
 def test_what_it_refuses(x, target, message):
     net = network("mean")
@@ -133,15 +134,30 @@ def test_networks_and_layers_it_refuses():
     with pytest.raises(ValueError, match="training mode"):
         grad_cam(net.train(), net[0], X)
     net.eval()
-    with pytest.raises(ValueError, match=r"the layer gave \[\(2, 3\)\]"):
+    net[1][0].train()
+    with pytest.raises(ValueError, match="or a part of it, is in training mode"):
+        grad_cam(net, net[0], X)
+    net.eval()
+    with pytest.raises(ValueError, match=r"the layer gave a Tensor \(2, 3\); choose one"):
         grad_cam(net, net[1], X)
-    with pytest.raises(ValueError, match=r"the layer gave \[\]; choose one that is run once"):
+    with pytest.raises(ValueError, match="layer is 'body'; give a part of the network"):
+        grad_cam(net, "body", X)
+    with pytest.raises(ValueError, match="scores do not depend on the layer: it was not run"):
         grad_cam(net, nn.Identity(), X)
+    with pytest.raises(ValueError, match="the network switches gradients off"):
+        grad_cam(lambda x: net[1](net[0](x)).detach(), net[0], X)
     twice = nn.ReLU()
-    with pytest.raises(ValueError, match="choose one that is run once"):
+    with pytest.raises(ValueError, match="a second time; choose one that is run once"):
         grad_cam(lambda x: twice(twice(x)).mean((2, 3)), twice, X)
     with pytest.raises(ValueError, match=r"the network gives \(2, 4, 4, 4\)"):
         grad_cam(net[0], net[0][0], X)
+
+
+def test_under_inference_mode():
+    net = network("mean")
+    expected = grad_cam(net, net[0], X, 1)
+    with torch.inference_mode():
+        torch.testing.assert_close(grad_cam(net, net[0], X.clone(), 1), expected)
 
 
 # --- encoders -----------------------------------------------------------------------------------------------------
@@ -211,6 +227,14 @@ def test_encoders_it_refuses(taught, untaught, images):
         heat_maps(SimCLR(), images.images)
     with pytest.raises(ValueError, match="target is"):
         heat_maps(taught, images.images, target=2)
+    with pytest.raises(ValueError, match="target holds 39 classes for 40 images"):
+        heat_maps(taught, images.images, target=images.labels[:39])
+    single = LinearClassifier(n_epochs=1).fit(np.zeros((4, 512)), [0, 1, 0, 1])
+    single.coef_, single.intercept_ = single.coef_[:1], single.intercept_[:1]
+    with pytest.raises(ValueError, match="has one row of weights; give one with a row for each class"):
+        heat_maps(untaught, images.images, single)
+    with pytest.raises(ValueError):
+        heat_maps(taught, images.images, image_size=0)
 
 
 # --- the measures -------------------------------------------------------------------------------------------------
@@ -225,28 +249,66 @@ def test_pointing_game_and_energy_by_hand():
     np.testing.assert_allclose(energy_inside(heat, masks), [0.75, 0.4, 0])
 
 
-def test_coarse_maps_are_stretched_over_the_mask():
+@pytest.mark.parametrize("place, point", [((0, 0), (14, 14)), ((3, 1), (98, 42)), ((2, 3), (70, 98))])
+def test_a_place_points_at_its_middle(place, point):
+    heat, masks = np.zeros((1, 4, 4)), np.zeros((1, 112, 112), dtype=bool)
+    heat[(0, *place)] = 1.0
+    masks[(0, *point)] = True
+    assert pointing_game(heat, masks)[0] and not pointing_game(heat, ~masks)[0]
+
+
+def test_turning_everything_about_changes_nothing():
+    rng = np.random.default_rng(0)
+    heat, masks = rng.random((6, 3, 5)), rng.random((6, 33, 25)) < 0.4
+    for turn in (lambda a: a[:, ::-1], lambda a: a[:, :, ::-1], lambda a: a.transpose(0, 2, 1)):
+        np.testing.assert_array_equal(pointing_game(turn(heat), turn(masks)), pointing_game(heat, masks))
+        np.testing.assert_allclose(energy_inside(turn(heat), turn(masks)), energy_inside(heat, masks), rtol=1e-5)
+
+
+def test_of_equally_warm_places_the_most_central_points():
+    heat, masks = np.zeros((1, 5, 5)), np.zeros((1, 5, 5), dtype=bool)
+    heat[0, 1:4, 1:4], masks[0, 2, 2] = 1.0, True
+    assert pointing_game(heat, masks)[0]
+
+
+def test_energy_of_a_coarse_map():
     heat = np.array([[[0.0, 1.0], [0.0, 0.0]]])
     right = np.zeros((1, 4, 4), dtype=bool)
     right[:, :2, 2:] = True
-    # linear between the cells' middles: 0, 1/4, 3/4, 1 across, and the same downwards
-    across, down = np.array([0, 0.25, 0.75, 1]), np.array([1, 0.75, 0.25, 0])
-    stretched = np.outer(down, across)
-    assert pointing_game(heat, right)[0] and not pointing_game(heat, ~right)[0]
-    assert math.isclose(energy_inside(heat, right)[0], stretched[:2, 2:].sum() / stretched.sum())
+    # linear between the places' middles: 0, 1/4, 3/4, 1 across, and the same downwards
+    stretched = np.outer([1, 0.75, 0.25, 0], [0, 0.25, 0.75, 1])
+    assert math.isclose(energy_inside(heat, right)[0], stretched[:2, 2:].sum() / stretched.sum(), rel_tol=1e-6)
+
+
+def test_a_map_finer_than_the_mask_keeps_its_warmth():
+    heat, mask = np.zeros((1, 64, 64)), np.zeros((1, 8, 8), dtype=bool)
+    heat[0, 3, 3], mask[0, 0, 0] = 1.0, True
+    assert energy_inside(heat, mask)[0] > 0.5
 
 
 def test_level_warmth_has_the_share_of_the_mask_inside():
-    masks = np.random.default_rng(0).random((5, 12, 12)) < 0.3
-    np.testing.assert_allclose(energy_inside(np.full((5, 3, 3), 0.2), masks), masks.mean((1, 2)))
+    masks = np.random.default_rng(0).random((70, 12, 12)) < 0.3   # more than are stretched at a time
+    np.testing.assert_allclose(energy_inside(np.full((70, 3, 3), 0.2), masks), masks.mean((1, 2)), rtol=1e-5)
 
 
-def test_blind_maps_come_from_other_pictures():
-    heat = np.arange(1, 8.)[:, None, None] * np.ones((7, 2, 2))
-    blind = blind_maps(heat, np.eye(5))
-    assert sorted(blind["other"][:, 0, 0]) == sorted(heat[:, 0, 0]) and (blind["other"] != heat).all()
-    np.testing.assert_array_equal(blind["other"], blind_maps(heat, np.eye(5))["other"])
-    assert blind["average"].shape == (7, 5, 5) and (blind["average"][3] == np.eye(5)).all()
+def test_maps_dealt_out_by_a_loop():
+    rng = np.random.default_rng(1)
+    heat, masks, groups = rng.random((70, 3, 3)), rng.random((70, 9, 9)) < 0.4, np.arange(70) // 2
+    heat[5] = 0
+    pairs = [(i, j) for i in range(70) for j in range(70) if groups[i] != groups[j]]
+    one, other = ([k[n] for k in pairs] for n in (0, 1))
+    hits, inside = dealt_out(heat, masks, groups)
+    assert math.isclose(hits, pointing_game(heat[one], masks[other]).mean(), rel_tol=1e-9)
+    assert math.isclose(inside, energy_inside(heat[one], masks[other]).mean(), rel_tol=1e-5)
+    assert dealt_out(heat, masks) != (hits, inside), "without groups a copy counts as another image"
+    with pytest.raises(ValueError, match="all 70 images are of one group"):
+        dealt_out(heat, masks, np.zeros(70))
+
+
+def test_best_maps_are_the_share_of_each_place():
+    masks = np.zeros((2, 8, 8), dtype=bool)
+    masks[0, :4, :2], masks[1, 5, 6] = True, True
+    np.testing.assert_allclose(best_maps(masks, (2, 2)), [[[0.5, 0], [0, 0]], [[0, 0], [0, 1 / 16]]])
 
 
 def test_centre_map_is_a_bell_around_the_middle():
@@ -254,15 +316,20 @@ def test_centre_map_is_a_bell_around_the_middle():
     assert bell.argmax() == 15 * 31 + 15 and math.isclose(bell.max(), 1)
     np.testing.assert_allclose(bell, bell.T), np.testing.assert_allclose(bell, bell[::-1])
     assert math.isclose(bell[15, 15 + 5] / bell[15, 15], math.exp(-((6 * 5 / 31) ** 2) / 2))
+    middle = np.zeros((1, 224, 224), dtype=bool)
+    middle[0, 112, 112] = True
+    assert pointing_game(centre_map()[None], middle)[0]
 
 
 def test_localisation_scores_hold_every_measure(images):
-    heat = images.masks.astype(float)   # the best map there is
-    scores = localisation_scores(heat, images.masks, images.masks.mean(0))
-    assert set(scores) == set(LOCALISATION) and scores["pointing_game"] == scores["energy"] == 1
-    assert math.isclose(scores["area"], images.masks.mean())
-    assert math.isclose(scores["pointing_game_average"], images.masks[:, *np.unravel_index(images.masks.mean(0).argmax(), (32, 32))].mean())
-    assert scores["energy_other"] < 1 and 0 < scores["energy_centre"] < 1
+    masks, heat = images.masks, best_maps(images.masks, (4, 4))
+    scores = localisation_scores(heat, masks, masks[:20].mean(0))
+    assert tuple(scores) == LOCALISATION and math.isclose(scores["area"], masks.mean())
+    assert scores["pointing_game"] == scores["pointing_game_best"] == pointing_game(heat, masks).mean()
+    assert scores["energy"] == scores["energy_best"] > scores["energy_other"] == dealt_out(heat, masks)[1]
+    assert scores["pointing_game_centre"] == masks[:, 16, 16].mean()
+    same = np.broadcast_to(masks[:20].mean(0), masks.shape)
+    assert (scores["pointing_game_average"], scores["energy_average"]) == (pointing_game(same, masks).mean(), energy_inside(same, masks).mean())
 
 
 def test_localisation_of_a_taught_and_an_untaught_encoder(taught, untaught, images):
