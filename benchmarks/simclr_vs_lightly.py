@@ -1,6 +1,6 @@
 """Views a second of bc_clust's SimCLR beside lightly's: same network, images, views, batches, epochs and threads, in one process.
 
-    python benchmarks/simclr_vs_lightly.py --repeats 3 --epochs 3 --threads 2
+    python benchmarks/simclr_vs_lightly.py --repeats 3 --epochs 3 --threads 1
 
 README.md in this folder says how to read the result.
 """
