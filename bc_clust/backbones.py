@@ -12,6 +12,7 @@ import http.client
 import io
 import os
 import urllib.request
+import warnings
 from numbers import Integral
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .augment import resize
 from .data import _CONNECT_SECONDS, DataIntegrityError, DataUnavailableError, _open_url, data_folders
-from .training import DeepEstimator, check_number, check_option, to_float, write_atomic
+from .training import DeepEstimator, check_number, check_option, cpu_has_bfloat16, to_float, write_atomic
 
 # %% ../nbs/05_backbones.ipynb #e2a6f0c1
 def mlp(widths, activation=nn.ReLU, last_activation=False):
@@ -515,6 +516,12 @@ class ImageEncoder(DeepEstimator):
         _check_resnet(self.backbone, 1, self.stem)
         check_number("image_size", self.image_size, 8, integer=True)
 
+    def _settle(self):
+        super()._settle()
+        if self._device.type == "cpu" and self._precision.dtype is not None and not cpu_has_bfloat16():
+            warnings.warn("precision='bfloat16': this CPU has no instructions for it, and convolutions can take ten times as long as in "
+                          "float32; precision='auto' chooses what is fast.", stacklevel=4)
+
     def _prepare(self, X, reset):
         if reset:
             self._check_settings()
@@ -532,6 +539,13 @@ class ImageEncoder(DeepEstimator):
     def _build_backbone(self):
         self.backbone_ = ResNet(self.backbone, self.n_channels_, self.stem)
 
+    def _layout(self):   # faster on a CPU in float32 too; Apple's back end has been wrong with it
+        return torch.contiguous_format if self._device.type == "mps" else torch.channels_last
+
+    def _place(self):
+        super()._place()
+        self.backbone_.to(memory_format=self._layout())
+
     def _planes(self, x):
         "Floats (n, c, h, w) of a batch of images as they came."
         x = to_float(x)
@@ -540,8 +554,7 @@ class ImageEncoder(DeepEstimator):
     def _features(self, planes):
         "Features of images (n, c, image_size, image_size) from 0 to 1."
         mean, std = (torch.as_tensor(v, device=planes.device)[:, None, None] for v in (self.mean_, self.std_))
-        layout = torch.channels_last if self._precision.channels_last else torch.contiguous_format
-        return self.backbone_(((planes - mean) / std).contiguous(memory_format=layout))
+        return self.backbone_(((planes - mean) / std).contiguous(memory_format=self._layout()))
 
     def _small(self, x):
         "Whole images (n, c, image_size, image_size) of a batch as it came."

@@ -325,5 +325,5 @@ class SoftmaxClassifier(_SupervisedSettings, _Supervised, ClassifierMixin, Image
 
 # %% ../nbs/06_probes.ipynb #ed6ec273
 PAPER = dict(precision="bfloat16")   # as SimCLR's
-QUICK = dict(backbone="resnet18", n_epochs=10, precision="bfloat16")
+QUICK = dict(backbone="resnet18", n_epochs=10)
 VARIANTS = {"supervised": {}}

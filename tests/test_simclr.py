@@ -10,10 +10,11 @@ from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 from torch.nn import functional as F
 
+from bc_clust import backbones, training
 from bc_clust.augment import resize
 from bc_clust.data import phantom
 from bc_clust.experiments import run
-from bc_clust.simclr import LARS, SimCLR, nt_xent, partner_found, warmup_cosine
+from bc_clust.simclr import LARS, QUICK, SimCLR, nt_xent, partner_found, warmup_cosine
 from bc_clust.training import CheckpointError, load_estimator, save
 
 SINES = torch.sin(torch.arange(1, 43, dtype=torch.float64)).reshape(2, 7, 3)
@@ -363,6 +364,29 @@ def test_bfloat16_is_near_float32(X):
     half = SimCLR(**{**TINY, "precision": "bfloat16", "n_epochs": 0, "warmup_epochs": 0}).fit(X).transform(X)
     full = SimCLR(**{**TINY, "n_epochs": 0, "warmup_epochs": 0}).fit(X).transform(X)
     assert 0 < np.abs(half - full).max() < 0.05 * np.abs(full).max()
+
+
+def test_a_cpu_without_bfloat16_is_warned_of_and_auto_avoids_it(X, monkeypatch, recwarn):
+    for room in (training, backbones):
+        monkeypatch.setattr(room, "cpu_has_bfloat16", lambda: False)
+    untrained = {**TINY, "n_epochs": 0, "warmup_epochs": 0, "device": "cpu"}
+    for precision in ("auto", "float32"):
+        assert SimCLR(**{**untrained, "precision": precision}).fit(X)._precision is training.FLOAT32
+    assert not [w for w in recwarn if "bfloat16" in str(w.message)]
+    with pytest.warns(UserWarning, match="precision='bfloat16': this CPU has no instructions.*'auto'"):
+        SimCLR(**{**untrained, "precision": "bfloat16"}).fit(X)
+    assert SimCLR(**QUICK).precision == "auto"   # the quick profile is for any laptop
+
+
+def test_convolutions_use_channels_last_memory_also_in_float32(X):
+    model = SimCLR(**{**TINY, "precision": "float32", "device": "cpu"}).fit(np.repeat(X[..., None], 3, axis=3))
+    weights = next(p for p in model.backbone_.parameters() if p.ndim == 4 and p.shape[2] > 1)
+    seen = []
+    model.backbone_.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    model.transform(np.repeat(X[..., None], 3, axis=3))
+    for tensor in (weights, *seen):
+        assert tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+    assert len(seen) == 1
 
 
 @pytest.mark.parametrize("settings, word", [
