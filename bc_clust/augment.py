@@ -211,8 +211,8 @@ def random_intensity(x, brightness=0.1, contrast=0.2, generator=None):
     """Each image times a random factor plus a random offset, on its own, clipped to [0, 1].
 
     The factor is drawn from U(1 - contrast, 1 + contrast), the offset from U(-brightness, brightness).
-    On an ultrasound machine these are the dynamic range and the gain. The channels of an image
-    change together.
+    On an ultrasound machine two knobs, dynamic range and gain, give such a factor and offset between
+    them. The channels of an image change together.
 
     Parameters
     ----------
@@ -521,7 +521,7 @@ def view(x, size=32, crop=(0.5, 0.8), flip=0.5, vertical_flip=0.0, brightness=0.
          blur=0.5, generator=None):
     """A random view of each image, as SimCLR trains on: crop and resize, mirror, brightness, contrast, blur.
 
-    The steps and their order are those of Saeed & Naveed (2025), section 2. The paper names a crop of 50 to 80 %, a
+    The steps are those of Saeed & Naveed (2025), section 2, who flip first. The paper names a crop of 50 to 80 %, a
     size of 32 and contrast with probability 0.2; the other numbers are assumptions. They are settings.
 
     Parameters

@@ -267,6 +267,8 @@ def write_phantom_mias(folder, n=24, side=512, random_state=0):
         raise ValueError(f"side must be 512 or 1024, got {side!r}")
     _check_seed(random_state)
     rng, base, lines = np.random.default_rng(random_state), Path(folder) / _MIAS_FOLDERS[0], ["Simulated films, for trying out.", ""]
+    if base.exists():
+        raise FileExistsError(f"{base} is there already; give another folder, or move it away")
     base.mkdir(parents=True)
     for k, lesions in enumerate(_phantom_info(n, rng), start=1):
         film, tissue = f"mdb{k:03d}", "FGD"[rng.integers(3)]
@@ -346,8 +348,15 @@ def _as_set(table, size, **about):
 def _key_of(groups):
     """`groups` as a function of a file's path: a function stays one, a regular expression gives its first group."""
     if callable(groups):
-        return groups
-    pattern = re.compile(groups)
+        def checked(name):
+            if (found := groups(name)) is None:
+                raise DataIntegrityError(f"groups gives None for the file {name!r}, so it is not known to whom the picture belongs")
+            return found
+        return checked
+    try:
+        pattern = re.compile(groups)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"groups={groups!r} is neither a function nor a regular expression ({error})") from error
     if not pattern.groups:
         raise ValueError(f"groups={groups!r} holds no group in parentheses; write for example r'patient(\\d+)'")
 
@@ -412,6 +421,8 @@ def load_folder(path, size=None, groups=None, classes=None, name=None, task="fol
     if not path.is_dir():
         raise DataUnavailableError(f"{path} is no folder; load_folder takes one that holds a sub-folder of pictures for each class")
     key = None if groups is None else _key_of(groups)
+    if classes is not None and not isinstance(classes, dict):
+        raise ValueError(f"classes={classes!r}: give a dict from the names of the sub-folders to names of classes, or None to leave one out")
     if classes is None:
         classes = {p.name: p.name for p in sorted(path.iterdir()) if p.is_dir() and p.name[0] != "."}
     names = list(dict.fromkeys(v for v in classes.values() if v is not None))
@@ -442,11 +453,16 @@ def read_dicom(path):
 
     Raises
     ------
+    DataUnavailableError
+        Where there is no such file.
     DataIntegrityError
-        A file that is no DICOM, has no pixels or too few of them, several frames, colours, or a compression that cannot be undone.
+        A file that is no DICOM, has no pixels or too few of them, several frames, colours, a compression that cannot be undone, or
+        a lookup table or window that cannot be applied.
     """
     import pydicom
 
+    if not Path(path).is_file():
+        raise DataUnavailableError(f"there is no file {path}; read_dicom takes the path of one DICOM file")
     try:
         dataset = pydicom.dcmread(path)
     except MemoryError:
@@ -481,12 +497,16 @@ def _shown_values(dataset, path):
         raise DataIntegrityError(f"the pixels of {path} cannot be read ({error}); its transfer syntax is "
                                  f"{getattr(syntax, 'name', 'missing')}. A truncated file has to be got again; a compressed one "
                                  "needs pylibjpeg and its plug-ins") from error
-    if dataset.get("VOILUTSequence"):
-        top = 2 ** dataset.VOILUTSequence[0].LUTDescriptor[2] - 1
-        return apply_voi_lut(np.rint(values).astype(np.int64), dataset) / top, "VOI LUT"
-    if dataset.get("WindowWidth") is not None and dataset.get("WindowCenter") is not None:
-        low, high = apply_windowing(np.array([-1e12, 1e12]), dataset)   # the ends of what the window can give
-        return (apply_windowing(values, dataset) - low) / (high - low), "window"
+    try:
+        if dataset.get("VOILUTSequence"):
+            top = 2 ** dataset.VOILUTSequence[0].LUTDescriptor[2] - 1
+            return apply_voi_lut(np.rint(values).astype(np.int64), dataset) / top, "VOI LUT"
+        if dataset.get("WindowWidth") is not None and dataset.get("WindowCenter") is not None:
+            low, high = apply_windowing(np.array([-1e12, 1e12]), dataset)   # the ends of what the window can give
+            return (apply_windowing(values, dataset) - low) / (high - low), "window"
+    except Exception as error:
+        raise DataIntegrityError(f"the window or VOI LUT of {path} cannot be applied ({error}); correct these fields, or remove them "
+                                 "to have the picture stretched from its smallest to its largest value") from error
     low, high = float(values.min()), float(values.max())
     return (values - low) / max(high - low, 1), "none"
 
@@ -496,7 +516,10 @@ def _read_table(path, columns, sep=","):
     if not path.is_file():
         raise DataIntegrityError(f"{path.parent} lacks {path.name}, which says what the pictures show. It is part of the set: "
                                  "put it there")
-    table = pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    try:
+        table = pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except ValueError as error:   # no text in UTF-8, no table, or an empty file
+        raise DataIntegrityError(f"{path} cannot be read as a table in UTF-8 ({error}). Is it the published file?") from error
     table.columns = table.columns.str.strip()
     if missing := [c for c in columns if c not in table.columns]:
         raise DataIntegrityError(f"{path} lacks the column {' and '.join(map(repr, missing))}; it has "
@@ -511,6 +534,12 @@ def _with_files(table, complete, folder):
         raise DataIntegrityError(f"{folder} lacks the file of {table.file[~there].iloc[0]!r} ({(~there).sum()} of {len(table)} are "
                                  "missing). Was a download or unpacking interrupted? Get the rest, or load what is there with complete=False")
     return table[there].reset_index(drop=True)
+
+
+def _known_values(table, column, accepted, where):
+    """Raise where a column holds something else than the accepted words."""
+    if unknown := sorted(set(table[column]) - set(accepted)):
+        raise DataIntegrityError(f"{where}: the {column} {unknown[0]!r} is unknown; expected {' or '.join(map(repr, accepted))}")
 
 
 def _no_strangers(paths, known, folder):
@@ -602,8 +631,12 @@ def _load_vindr(task=None, size=None, root=None, download=True, complete=True):
     table.insert(0, "file", table.patient + "/" + table.image)
     paths = {f"{p.parent.name}/{p.stem}": p for p in sorted((folder / "images").glob("*/*")) if p.suffix.lower() in _PICTURE_FILES}
     _no_strangers(paths, set(table.file), folder)
-    if unknown := set(table.split) - {"training", "test"}:
-        raise DataIntegrityError(f"{where}: the split {min(unknown)!r} is unknown; expected 'training' or 'test'")
+    for column, accepted in (("split", ("training", "test")), ("side", ("L", "R")), ("view", ("CC", "MLO"))):
+        _known_values(table, column, accepted, where)
+    if table.file.duplicated().any():
+        raise DataIntegrityError(f"{where}: {table.file[table.file.duplicated()].iloc[0]!r} has two rows; expected a row a picture")
+    if (table.groupby("patient").split.nunique() > 1).any():
+        raise DataIntegrityError(f"{where}: an examination stands in both parts of the split; expected one. Is the table the published one?")
     table["split"] = table.split.replace("training", "train")
     table = _labelled(_with_files(table.assign(path=table.file.map(paths)), complete, folder), task, where)
     return _as_set(table, size, class_names=_TWO[task], name="vindr-mammo", task=task, licence="PhysioNet data use agreement",
@@ -637,11 +670,15 @@ def _cbis_table(folder, task):
             "file": part[_CBIS_TASKS[task]], "patient": part.patient_id, "split": split, "kind": kind,
             "side": part["left or right breast"].str.lower(), "view": part["image view"], "pathology": part.pathology}))
     table = pd.concat(parts, ignore_index=True)
-    if unknown := set(table.pathology) - _CBIS_CLASS.keys():
-        raise DataIntegrityError(f"{folder}: the pathology {min(unknown)!r} is unknown; expected {', '.join(_CBIS_CLASS)}")
+    for column, accepted in (("pathology", _CBIS_CLASS), ("side", ("left", "right")), ("view", ("CC", "MLO"))):
+        _known_values(table, column, accepted, folder)
     table["label"] = table.pathology.map(_CBIS_CLASS)
-    table["n_findings"] = table.groupby("file").file.transform("size")
-    return table.sort_values("label", ascending=False, kind="stable").drop_duplicates("file").sort_index().reset_index(drop=True)
+    film = table.groupby(["patient", "side", "view"] if task == "benign-malignant" else "file")
+    table["n_findings"], number = film.file.transform("size"), film.ngroup()
+    if task == "benign-malignant":
+        table.loc[film.split.transform("nunique") > 1, "split"] = "train"   # so that the test part is clean
+    worst = table.assign(number=number).sort_values("label", ascending=False, kind="stable").drop_duplicates("number")
+    return worst.sort_index().drop(columns="number").reset_index(drop=True)
 
 # %% ../nbs/08_mammograms.ipynb #bd695cfa
 def _cbis_path(bases, file, crop):
@@ -766,6 +803,8 @@ def read_tfrecords(path, check=True):
                 raise DataIntegrityError(f"record {number} of {path} is altered: its checksum differs. Get the file again")
             yield data
             number += 1
+        if not number:
+            raise DataIntegrityError(f"{path} is empty. Get it again")
 
 # %% ../nbs/08_mammograms.ipynb #2d6a3f60
 def _varint(data, at):

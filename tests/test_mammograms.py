@@ -278,7 +278,7 @@ def test_write_phantom_mias_bad_settings(tmp_path, settings, match):
 
 def test_write_phantom_mias_refuses_to_overwrite(tmp_path):
     assert write_phantom_mias(tmp_path, n=12).name == "mini-mias"
-    with pytest.raises(FileExistsError):
+    with pytest.raises(FileExistsError, match="mini-mias is there already"):
         write_phantom_mias(tmp_path, n=12)
 
 
@@ -362,6 +362,13 @@ def test_load_folder_says_what_is_wrong(pictures, tmp_path):
         load_folder(tmp_path / "empty")
     with pytest.raises(ValueError, match="size must be a whole number of 28 or more"):
         load_folder(pictures, size=8)
+    with pytest.raises(ValueError, match="give a dict from the names of the sub-folders"):
+        load_folder(pictures, classes=["a", "b"])
+    for groups in ("(unclosed", 5):
+        with pytest.raises(ValueError, match="neither a function nor a regular expression"):
+            load_folder(pictures, groups=groups)
+    with pytest.raises(DataIntegrityError, match="groups gives None for the file"):
+        load_folder(pictures, groups=lambda name: None)
     (pictures / "c").mkdir()
     with pytest.raises(DataIntegrityError, match="c holds no picture"):
         load_folder(pictures)
@@ -481,10 +488,18 @@ def overwrite(path, data):
     (lambda p: write_dicom(p, NumberOfFrames=3, PixelData=RAMP.tobytes() * 3), "3 frames"),
     (lambda p: overwrite(p, b"no DICOM at all" * 20), "cannot be read as DICOM"),
     (lambda p: overwrite(p, b""), "cannot be read as DICOM"),
+    (lambda p: write_dicom(p, WindowCenter=2000, WindowWidth=0), "the window or VOI LUT of .*a.dcm cannot be applied"),
+    (lambda p: write_dicom(p, WindowCenter=2000, WindowWidth=100, VOILUTFunction="ROUND"), "the window or VOI LUT of .* cannot be applied"),
 ])
 def test_what_is_wrong_with_a_dicom_file_is_said(tmp_path, make, match):
     with pytest.raises(DataIntegrityError, match=match):
         read_dicom(make(tmp_path / "a.dcm"))
+
+
+def test_a_dicom_file_that_is_not_there_is_said_to_be_missing(tmp_path):
+    for path in (tmp_path / "typo.dcm", tmp_path):
+        with pytest.raises(DataUnavailableError, match="there is no file"):
+            read_dicom(path)
 
 
 def test_a_compression_that_cannot_be_undone_is_named(tmp_path):
@@ -564,6 +579,10 @@ def test_a_part_of_inbreast(inbreast):
         load("inbreast", "benign-malignant", 32, root=inbreast, complete=False)
 
 
+def rewrite(path, f):
+    f(pd.read_csv(path, dtype=str, keep_default_na=False)).to_csv(path, index=False)
+
+
 # --- VinDr-Mammo ------------------------------------------------------------------------------------------------------
 
 @pytest.fixture
@@ -602,6 +621,12 @@ def test_vindr_as_png_gives_the_same_set(vindr, tmp_path):
     (lambda b: change(b / "breast-level_annotations.csv", "breast_birads", "birads"), "lacks the column 'breast_birads'"),
     (lambda b: change(b / "breast-level_annotations.csv", "training", "tuning"), "the split 'tuning' is unknown; expected 'training' or 'test'"),
     (lambda b: change(b / "breast-level_annotations.csv", "BI-RADS 5", "BI-RADS ?"), r"the assessment 'BI-RADS \?' is unknown"),
+    (lambda b: change(b / "breast-level_annotations.csv", "L,MLO", "L,XYZ"), "the view 'XYZ' is unknown; expected 'CC' or 'MLO'"),
+    (lambda b: change(b / "breast-level_annotations.csv", "R,MLO", "Q,MLO"), "the side 'Q' is unknown; expected 'L' or 'R'"),
+    (lambda b: rewrite(b / "breast-level_annotations.csv", lambda t: pd.concat([t, t[:1]])), "'s0/i0' has two rows; expected a row a picture"),
+    (lambda b: rewrite(b / "breast-level_annotations.csv", lambda t: t.assign(split=["test", *t.split[1:]])), "stands in both parts of the split"),
+    (lambda b: overwrite(b / "breast-level_annotations.csv", b""), "annotations.csv cannot be read as a table in UTF-8"),
+    (lambda b: overwrite(b / "breast-level_annotations.csv", "st\xfcdy,x\n".encode("latin-1")), "cannot be read as a table in UTF-8"),
     (lambda b: (b / "images" / "s1" / "i2.dicom").unlink(), r"lacks the file of 's1/i2' \(1 of 6"),
     (lambda b: write_dicom(b / "images" / "s1" / "i9.dicom"), "'s1/i9' has no row in the table"),
 ])
@@ -659,6 +684,18 @@ def test_cbis_films(cbis, tmp_path):
     assert s.class_names == ("benign", "malignant") and s.licence == "CC BY 3.0" and s.masks is None
 
 
+def test_a_cbis_film_in_two_tables_is_one_row(cbis, tmp_path):
+    for split, pathology, patient in (("test", "MALIGNANT", "P_2"), ("train", "BENIGN", "P_4")):   # P_2: a film of the masses of training
+        path = cbis / f"calc_case_description_{split}_set.csv"
+        rewrite(path, lambda t: pd.concat([t, pd.DataFrame([cbis_row(cbis, "calc", split, patient, "MLO", 1, pathology)], columns=t.columns)]))
+    s = load("cbis-ddsm", size=32, root=tmp_path)
+    rows = s.metadata[s.metadata.patient == "P_2"]
+    assert len(s) == 6 and len(rows) == 1 and rows.n_findings.item() == 2 and rows.pathology.item() == "MALIGNANT"
+    assert s.labels[rows.index[0]] == 1 and s.split[rows.index[0]] == "train", "in both parts: of the training part"
+    assert (s.metadata.patient == "P_4").sum() == 2, "two views are two films"
+    assert len(load("cbis-ddsm", "lesion-crops", 32, root=tmp_path)) == 8, "each finding keeps its crop"
+
+
 def test_cbis_crops_are_no_masks_whichever_comes_first(cbis, tmp_path):
     s = load("cbis-ddsm", "lesion-crops", 32, root=tmp_path)
     assert len(s) == 6 and s.labels.tolist() == [0, 1, 0, 1, 0, 0] and s.groups.tolist() == [0, 0, 1, 2, 3, 0]
@@ -684,7 +721,9 @@ def test_cbis_by_the_published_names_and_in_folders_of_the_program(cbis, tmp_pat
 @pytest.mark.parametrize("damage, match", [
     (lambda b: (b / "calc_case_description_test_set.csv").unlink(), r"lacks calc_case_description_test_set\.csv"),
     (lambda b: change(b / "mass_case_description_test_set.csv", "image view", "view"), "lacks the column 'image view'"),
-    (lambda b: change(b / "mass_case_description_test_set.csv", "MALIGNANT", "UNPROVEN"), "the pathology 'UNPROVEN' is unknown; expected BENIGN,"),
+    (lambda b: change(b / "mass_case_description_test_set.csv", "MALIGNANT", "UNPROVEN"), "the pathology 'UNPROVEN' is unknown; expected 'BENIGN' or"),
+    (lambda b: change(b / "mass_case_description_test_set.csv", "LEFT,CC", "LEFT,AP"), "the view 'AP' is unknown; expected 'CC' or 'MLO'"),
+    (lambda b: change(b / "mass_case_description_test_set.csv", "LEFT,CC", "BOTH,CC"), "the side 'both' is unknown; expected 'left' or 'right'"),
     (lambda b: shutil.rmtree(b / "Mass-Test_P_3_LEFT_CC"), r"lacks the file of 'Mass-Test_P_3_LEFT_CC.*\(1 of 5 are missing\)"),
     (lambda b: next(b.glob("Mass-Test_P_3_LEFT_CC/*/*/1-1.dcm")).unlink(), "1 of 5 are missing"),
     (lambda b: write_dicom(next(b.glob("Mass-Test_P_3_LEFT_CC/*/*")) / "1-2.dcm"), "holds 2 DICOM files, and none is at"),
@@ -936,3 +975,9 @@ def test_real_crops(real):
     m = crops.metadata
     assert m.crop.min() == 64 and m.crop.max() == 394 and (m.left + m.crop <= 512).all() and (m.top + m.crop <= 512).all()
     assert crops.sha256 == real.sha256
+
+
+def test_an_empty_tfrecord_file_is_refused(tmp_path):
+    (tmp_path / "x").touch()
+    with pytest.raises(DataIntegrityError, match="x is empty"):
+        list(read_tfrecords(tmp_path / "x"))
