@@ -326,4 +326,5 @@ class SoftmaxClassifier(_SupervisedSettings, _Supervised, ClassifierMixin, Image
 # %% ../nbs/06_probes.ipynb #ed6ec273
 PAPER = dict(precision="bfloat16")   # as SimCLR's
 QUICK = dict(backbone="resnet18", n_epochs=10)
-VARIANTS = {"supervised": {}}
+VARIANTS = {"supervised": {},   # the views and epochs of SimCLR; "fitted": four times the steps, on images that are only mirrored
+            "supervised, fitted": dict(batch_size=32, crop=None, brightness=0, contrast=0, blur=0)}

@@ -104,7 +104,7 @@ def test_run_of_a_study_shares_pretraining(tmp_path):
 
 
 def test_run_measures_grad_cam_where_asked(tmp_path):
-    words = ["run", "supervised", "--data", "phantom", "--task", "benign-malignant", "--size", 16, "--seeds", 1, "--results", tmp_path,
+    words = ["run", "supervised", "--variant", "supervised", "--data", "phantom", "--task", "benign-malignant", "--size", 16, "--seeds", 1, "--results", tmp_path,
              "--no-keep", *(w for text in ("image_size=16", "n_epochs=1", "batch_size=256") for w in ("--set", text))]
     plain, asked, again = invoke(*words), invoke(*words, "--grad-cam"), invoke(*words, "--grad-cam")
     assert plain.exit_code == asked.exit_code == again.exit_code == 0, asked.output
