@@ -111,11 +111,11 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 def _seeds(text):
-    "`5` means 0..4; `3,7` means these."
+    "`5` means 0..4; `3,7` means these, and `3,` this one."
     try:
-        numbers = [int(part) for part in text.split(",")]
+        numbers = [int(part) for part in text.removesuffix(",").split(",")]
     except ValueError:
-        raise typer.BadParameter(f"--seeds {text!r}: give a number of seeds (10) or a list (0,3,7)")
+        raise typer.BadParameter(f"--seeds {text!r}: give a number of seeds (10) or a list (0,3,7; of one seed: 3,)")
     if "," not in text and numbers[0] < 1:
         raise typer.BadParameter("--seeds: at least one seed is needed")
     return numbers if "," in text else list(range(numbers[0]))
@@ -126,7 +126,7 @@ def run(method: Annotated[str, typer.Argument(help="arcface, idec, kmeans, simcl
         data: Annotated[str, typer.Option(help="name of a data set, see `bc_clust data list`")] = "breastmnist",
         task: Annotated[Optional[str], typer.Option(help="the question, where a set has several")] = None,
         size: Annotated[Optional[int], typer.Option(help="pixels a side")] = None,
-        seeds: Annotated[str, typer.Option(help="how many (10) or which (0,3,7)")] = "5",
+        seeds: Annotated[str, typer.Option(help="how many (10) or which (0,3,7; or 3,)")] = "5",
         profile: Annotated[str, typer.Option(help="quick or paper")] = "quick",
         variant: Annotated[Optional[str], typer.Option(help="one variant only, e.g. 'IDEC + graph'")] = None,
         study: Annotated[Optional[str], typer.Option(help="the variants of a study, e.g. graph-weight, or all")] = None,

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bc_clust import cli
-from bc_clust.cli import app, main, parse_settings, variants
+from bc_clust.cli import _seeds, app, main, parse_settings, variants
 
 shell = CliRunner()
 TINY = [word for text in ("hidden_dims=(16,)", "pretrain_epochs=2", "max_epochs=2", "n_init=1") for word in ("--set", text)]
@@ -35,7 +35,7 @@ def test_help_and_version_are_quick_to_import():
 
 @pytest.mark.parametrize("words, part", [
     (["run", "idek"], "did you mean 'idec'"), (["run", "idec", "--profile", "fast"], "quick or paper"),
-    (["run", "idec", "--variant", "IDEC+graph"], "did you mean 'IDEC + graph'"), (["run", "idec", "--seeds", "x"], "list (0,3,7)"),
+    (["run", "idec", "--variant", "IDEC+graph"], "did you mean 'IDEC + graph'"), (["run", "idec", "--seeds", "x"], "list (0,3,7; of one seed: 3,)"),
     (["run", "idec", "--study", "graph-wait"], "did you mean 'graph-weight'"), (["run", "kmeans", "--study", "x"], "k-means has no studies"),
     (["run", "idec", "--seeds", "0"], "at least one"), (["run", "idec", "--set", "lrr=1"], "did you mean 'lr'"),
     (["run", "idec", "--set", "lr"], "name=value"), (["nothing"], "No such command")])
@@ -91,6 +91,11 @@ def test_run_records_prints_and_continues(tmp_path):
     page = tmp_path / "r.html"
     report = invoke("report", "--results", tmp_path, "--html", page)
     assert report.exit_code == 0 and "== phantom" in report.output and "tiny" in page.read_text("utf-8")
+
+
+@pytest.mark.parametrize("text, seeds", [("3", [0, 1, 2]), ("3,7", [3, 7]), ("3,", [3]), ("0,", [0])])
+def test_seeds_are_a_number_or_a_list(text, seeds):
+    assert _seeds(text) == seeds
 
 
 def test_run_of_a_study_shares_pretraining(tmp_path):
