@@ -1,6 +1,6 @@
 """Views a second of bc_clust's SimCLR beside lightly's: same network, images, views, batches, epochs and threads, in one process.
 
-    python benchmarks/simclr_vs_lightly.py --repeats 3 --epochs 3 --threads 2
+    python benchmarks/simclr_vs_lightly.py --repeats 3 --epochs 3 --threads 2 --out results/benchmarks/simclr_vs_lightly_cpu_2_threads.json
 
 README.md in this folder says how to read the result.
 """
@@ -199,7 +199,7 @@ def read_options(arguments):
     options.add_argument("--n", type=whole_number(2 * BATCH), default=2 * BATCH, help="images (default: 256)")
     options.add_argument("--epochs", type=whole_number(2), default=3, help="epochs of a run; the first is not counted (default: 3)")
     options.add_argument("--repeats", type=whole_number(1), default=3, help="how often each side is measured (default: 3)")
-    options.add_argument("--threads", type=whole_number(1), default=2, help="torch threads of both sides (default: 2)")
+    options.add_argument("--threads", type=whole_number(1), default=1, help="torch threads of both sides (default: 1)")
     options.add_argument("--workers", type=whole_number(0), default=0, help="processes of lightly's DataLoader (default: 0)")
     options.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where both sides train (default: cpu)")
     options.add_argument("--out", help="the JSON file (default: results/benchmarks/simclr_vs_lightly_<device>.json)")
