@@ -96,6 +96,17 @@ def grad_cam(network, layer, x, target=None):
     alpha = gradient.mean((2, 3), keepdim=True)
     return F.relu((alpha * kept[0]).sum(1)).detach()
 
+# %% ../nbs/21_gradcam.ipynb #d77a3032
+def _as_layer(classifier, n_features, device):
+    weights = torch.as_tensor(classifier.coef_, dtype=torch.float32, device=device)
+    if weights.shape[1] != n_features:
+        raise ValueError(f"the classifier was fitted to {weights.shape[1]} features, the encoder gives {n_features}")
+    if len(weights) < 2:
+        raise ValueError("the classifier has one row of weights; give one with a row for each class, such as LinearClassifier")
+    layer = nn.Linear(*weights.shape[::-1], device=device)
+    layer.weight, layer.bias = (nn.Parameter(torch.as_tensor(v, dtype=torch.float32, device=device)) for v in (weights, classifier.intercept_))
+    return layer
+
 # %% ../nbs/21_gradcam.ipynb #eb857c95
 class ScoreNetwork(nn.Module):
     """An encoder and a linear classifier as one network, from images to class scores.
@@ -126,17 +137,6 @@ class ScoreNetwork(nn.Module):
     def forward(self, x):
         "Scores (n, k) of images (n, c, h, w) from 0 to 1."
         return self.head(self.backbone((x - self.mean) / self.std))
-
-
-def _as_layer(classifier, n_features, device):
-    weights = torch.as_tensor(classifier.coef_, dtype=torch.float32, device=device)
-    if weights.shape[1] != n_features:
-        raise ValueError(f"the classifier was fitted to {weights.shape[1]} features, the encoder gives {n_features}")
-    if len(weights) < 2:
-        raise ValueError("the classifier has one row of weights; give one with a row for each class, such as LinearClassifier")
-    layer = nn.Linear(*weights.shape[::-1], device=device)
-    layer.weight, layer.bias = (nn.Parameter(torch.as_tensor(v, dtype=torch.float32, device=device)) for v in (weights, classifier.intercept_))
-    return layer
 
 # %% ../nbs/21_gradcam.ipynb #28dca080
 def heat_maps(encoder, X, classifier=None, target=None, image_size=None):
