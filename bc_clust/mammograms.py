@@ -205,13 +205,26 @@ def _check_side(size, name):
     return int(size)
 
 # %% ../nbs/08_mammograms.ipynb #a587d146
-def _draw_film(side, odd, lesions, specks, rng):
+def _draw_pair(tissue, rng):
+    """A woman's two breasts: half axes, middle and grey of each, its muscle (length, slope, grey) and glands. Alike, not equal."""
+    dense = "FGD".index(tissue)   # fatty, glandular, dense: ever brighter
+    woman = {"axes": rng.uniform((280, 320), (470, 480)), "middle": rng.uniform(470, 590), "grey": 12 * dense + rng.uniform(70, 95),
+             "muscle": rng.uniform((220, 1.2, 40), (600, 3, 110)), "glands": rng.uniform((0.2, -0.35, 0.25), (0.5, 0.35, 0.5)),
+             "glow": 30 * dense + rng.uniform(0, 25)}
+    return [{name: value * rng.normal(1, 0.06, np.shape(value)) for name, value in woman.items()} for _ in range(2)]
+
+
+def _draw_film(side, odd, breast, lesions, specks, rng):
     """One simulated film, uint8 (side, side); `lesions` as in Info.txt with a severity, `specks` for spread calcifications."""
     row, column = (np.indices((side, side)) + 0.5) * (1024 / side)
     depth = 768 - column if odd else column - 256   # from the chest wall
-    inside = np.clip(1 - (depth / 420) ** 2 - ((row - 540) / 430) ** 2, 0, None) * (depth > 0)
+    near, high = depth / breast["axes"][0], (row - breast["middle"]) / breast["axes"][1]
+    inside = np.clip(1 - near ** 2 - high ** 2, 0, None) * (depth > 0)
     grain = sum(w * ndimage.gaussian_filter(rng.standard_normal((side, side), np.float32), s * side / 512) * s for s, w in ((2, 20), (10, 45)))
-    grey = np.sqrt(inside) * (110 + grain) + 70 * (row + 2.2 * depth < 420) * (inside > 0) + 10 * (np.abs(column - 512) < 256)
+    (across, along, width), (length, slope, bright) = breast["glands"], breast["muscle"]
+    glands = breast["glow"] * special.expit(8 - 8 * np.hypot(near - across, high - along) / width)
+    grey = np.sqrt(inside) * (breast["grey"] + glands + grain) + 10 * (np.abs(column - 512) < 256)
+    grey += bright * (row + slope * depth < length) * (inside > 0)
     for severity, x, y, radius in lesions:
         dx, dy = column - x, 1023 - y - (row - 0.5)
         ragged = 1 + (0.25 * np.cos(7 * np.arctan2(dy, dx) + x) if severity == "M" else 0)
@@ -221,16 +234,16 @@ def _draw_film(side, odd, lesions, specks, rng):
         grey[spots] += 90
     return np.uint8(np.clip(grey, 0, 255))
 
-
-def _phantom_info(n, rng):
-    """For each film its lesions [(severity, x, y, radius), ...]; empty for a normal one; radius 0 where none is given."""
-    n_abnormal = max(6, round(n * 115 / 322))
-    lesions = [[] for _ in range(n)]
-    for k, i in enumerate(rng.permutation(n)[:n_abnormal]):
+# %% ../nbs/08_mammograms.ipynb #470a8c60
+def _draw_lesions(breasts, rng):
+    """For each breast its lesions [(severity, x, y, radius), ...]; radius 0 for spread calcifications."""
+    lesions = [[] for _ in breasts]
+    for k, i in enumerate(rng.permutation(len(breasts))[:max(6, round(len(breasts) * 115 / 322))]):
         for _ in range(2 if k == 0 else 1):   # the first has two circles, the second none
-            depth, radius = rng.uniform(90, 260), 0 if k == 1 else int(np.exp(rng.normal(3.8, 0.5)).clip(12, 110))
+            depth, row = rng.uniform((0.25, -0.4), (0.6, 0.4)) * breasts[i]["axes"] + (0, breasts[i]["middle"])
+            radius = 0 if k == 1 else int(np.exp(rng.normal(3.8, 0.5)).clip(12, 110))
             x = 768 - depth if i % 2 == 0 else 256 + depth   # film 1 stands at 0
-            lesions[i].append(("BM"[k % 2], int(x), int(rng.uniform(330, 640)), radius))
+            lesions[i].append(("BM"[k % 2], int(x), int(1023 - row), radius))
     return lesions
 
 # %% ../nbs/08_mammograms.ipynb #6b164d0c
@@ -270,10 +283,12 @@ def write_phantom_mias(folder, n=24, side=512, random_state=0):
     if base.exists():
         raise FileExistsError(f"{base} is there already; give another folder, or move it away")
     base.mkdir(parents=True)
-    for k, lesions in enumerate(_phantom_info(n, rng), start=1):
-        film, tissue = f"mdb{k:03d}", "FGD"[rng.integers(3)]
-        circled = [lesion for lesion in lesions if lesion[3]]
-        Image.fromarray(_draw_film(side, k % 2, circled, len(circled) < len(lesions), rng)).save(base / f"{film}.pgm")
+    tissues = rng.choice(list("FGD"), n // 2).repeat(2)
+    breasts = [breast for tissue in tissues[::2] for breast in _draw_pair(tissue, rng)]
+    for k, (lesions, tissue) in enumerate(zip(_draw_lesions(breasts, rng), tissues)):
+        film, circled = f"mdb{k + 1:03d}", [lesion for lesion in lesions if lesion[3]]
+        pixels = _draw_film(side, k % 2 == 0, breasts[k], circled, len(circled) < len(lesions), rng)
+        Image.fromarray(pixels).save(base / f"{film}.pgm")
         lines += [f"{film} {tissue} CIRC {s} {x} {y} {r}" if r else f"{film} {tissue} CALC {s} *NOTE 3*" for s, x, y, r in lesions]
         lines += [] if lesions else [f"{film} {tissue} NORM "]
     (base / "Info.txt").write_text("\n".join(lines) + "\n")
