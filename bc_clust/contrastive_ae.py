@@ -61,7 +61,7 @@ def pad_to_eight(x):
 
 # %% ../nbs/40_contrastive_ae.ipynb #c7362f88
 def _target(recon_target, planes, views):
-    "What is to be drawn, and how many of the codes of `views` and then `planes` it is drawn from: all, or the last."
+    "What is to be drawn: the views, the pictures twice, or the pictures."
     return {"view": views, "clean": torch.cat([planes, planes]), "image": planes}[recon_target]
 
 # %% ../nbs/40_contrastive_ae.ipynb #c421c2f1
@@ -151,9 +151,9 @@ class _Networks:
         x = image_tensor(X, type(self).__name__)
         shape = (3 if x.ndim == 4 else 1, x.shape[1])
         if reset:
-            least = 2 if self.n_clusters == "elbow" else self.n_clusters
-            if len(x) < max(4, least):
-                raise ValueError(f"X holds {len(x)} images; give at least {max(4, least)}, or ask for fewer clusters.")
+            least = 5 if self.n_clusters == "elbow" else max(4, self.n_clusters)
+            if len(x) < least:
+                raise ValueError(f"X holds {len(x)} images; give at least {least}, or ask for fewer clusters.")
         elif shape != (self.n_channels_, self.image_size_):
             raise ValueError(f"X holds images of {shape[1]} pixels with {shape[0]} channels; this {type(self).__name__} was "
                              f"fitted on {self.image_size_} pixels with {self.n_channels_}.")
@@ -197,11 +197,11 @@ class _Training:
         "NT-Xent and squared error of a batch, and the codes of what is drawn."
         planes, own = self._planes(x), self.recon_target == "image"
         views = torch.cat(two_views(planes, self.image_size_, **self._view()))
-        target = pad_to_eight(_target(self.recon_target, planes, views))
+        target = _target(self.recon_target, planes, views)
         with self._autocast():
             h = self.encoder_(pad_to_eight(torch.cat([views, planes]) if own else views))
             z, codes = self.projector_(h[:len(views)]), h[-len(target):]
-            drawn = self._draw(codes, self._carry.get("prototypes"))
+            drawn = self._draw(codes, self._carry.get("prototypes"))[:, :, :self.image_size_, :self.image_size_]   # without the padding
         return nt_xent(*z.chunk(2), self.temperature), F.mse_loss(drawn.float(), target), codes.detach().float()
 
     def _step(self, x, weights):
@@ -348,7 +348,8 @@ class _Sampling:
     def sample(self, n, cluster=None, random_state=None):
         """New pictures, drawn from a normal distribution of codes in each cluster.
 
-        A cluster that phase 2 has left without images gives its prototype, drawn again and again.
+        A cluster of one image, or of none, which phase 2 may leave, gives the same picture again and again. With a
+        `reconstruction_weight` of 0 the decoder has learnt nothing, and draws nothing.
 
         Parameters
         ----------
@@ -382,7 +383,7 @@ class _Sampling:
 class ContrastiveAutoencoder(_Settings, _Answers, _Sampling, _Fitted, _Clustering, _Training, _Networks, ClusterMixin, DeepEstimator):
     """An autoencoder whose code also has to tell two views of a picture from all others; clusters by prototypes; samples.
 
-    After Ferrante et al., arXiv:2209.12005, of which the abstract is public, and the code of the same week that is probably
+    After Ferrante et al., arXiv:2209.12005, of which the abstract was at hand, and the code of the same week that is probably
     theirs. The notebook's table says which value comes from where. The defaults mend what is wrong in that code;
     `AS_PUBLISHED` holds the settings that follow it.
 
@@ -396,7 +397,8 @@ class ContrastiveAutoencoder(_Settings, _Answers, _Sampling, _Fitted, _Clusterin
     assignment : "distance" or "dot", see `prototype_assignment`
     prototype_update : in phase 2 prototypes become the means of their clusters after an "epoch", over all images; after a
         "batch", over it; or stay "fixed"
-    contrastive_weight, reconstruction_weight : floats, of NT-Xent and of the squared error (mean over pixels) in phase 1
+    contrastive_weight, reconstruction_weight : floats, of NT-Xent and of the squared error (mean over pixels) in phase 1. Where
+        only one term is left, its weight changes nothing, for Adam does not see the scale of a loss
     cluster_contrastive_weight : float, of NT-Xent in phase 2, where the reconstruction keeps its weight
     temperature : float > 0, of NT-Xent
     pretrain_epochs, cluster_epochs : int, of phase 1 and 2; without a weight phase 2 has no epochs
@@ -410,7 +412,7 @@ class ContrastiveAutoencoder(_Settings, _Answers, _Sampling, _Fitted, _Clusterin
     ----------
     labels_ : int array (n,); n_clusters_ : int
     prototypes_ : float32 array (n_clusters_, latent_dim)
-    label_path_ : int array (epochs + 1, n), labels after k-means and after each epoch of phase 2
+    label_path_ : int array (epochs + 1, n), labels by the prototypes that k-means gave, and after each epoch of phase 2
     inertias_ : array, of k-means for 2, 3, ... clusters, where the elbow was asked for
     code_means_, code_covariances_, cluster_shares_ : what `sample` draws from
     encoder_, decoder_, projector_ : networks
@@ -444,6 +446,6 @@ class ContrastiveAutoencoder(_Settings, _Answers, _Sampling, _Fitted, _Clusterin
 # %% ../nbs/40_contrastive_ae.ipynb #85d65fcd
 AS_PUBLISHED = dict(recon_target="view", use_condition=False, assignment="dot", prototype_update="batch")
 PAPER = dict(precision="float32")
-QUICK = dict(pretrain_epochs=50, cluster_epochs=15, batch_size=64, n_init=5, precision="float32")   # more steps an epoch, for small sets
+QUICK = dict(pretrain_epochs=50, cluster_epochs=15, batch_size=64, n_init=5, precision="float32")   # smaller batches, so more steps an epoch: for a few hundred pictures more steps in all than the defaults
 VARIANTS = {"contrastive autoencoder": {}, "as in the published code": AS_PUBLISHED, "autoencoder": dict(contrastive_weight=0.0),
             "contrastive only": dict(reconstruction_weight=0.0)}
