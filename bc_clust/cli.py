@@ -21,7 +21,8 @@ import typer
 
 # %% ../nbs/60_cli.ipynb #27f8e24c
 METHODS = {"kmeans": ("sklearn.cluster", "KMeans"), "arcface": ("bc_clust.arcface", "ArcFace"), "simclr": ("bc_clust.simclr", "SimCLR"),
-           "supervised": ("bc_clust.probes", "SoftmaxClassifier"), "idec": ("bc_clust.idec", "IDEC")}
+           "supervised": ("bc_clust.probes", "SoftmaxClassifier"), "idec": ("bc_clust.idec", "IDEC"),
+           "contrastive-ae": ("bc_clust.contrastive_ae", "ContrastiveAutoencoder"), "conv-classifier": ("bc_clust.generated", "ConvClassifier")}
 
 
 def variants(method, n_clusters, profile="quick", variant=None, settings=(), study=None):
@@ -122,7 +123,7 @@ def _seeds(text):
 
 # %% ../nbs/60_cli.ipynb #2608d89d
 @app.command()
-def run(method: Annotated[str, typer.Argument(help="arcface, idec, kmeans, simclr or supervised")],
+def run(method: Annotated[str, typer.Argument(help="arcface, contrastive-ae, conv-classifier, idec, kmeans, simclr or supervised")],
         data: Annotated[str, typer.Option(help="name of a data set, see `bc_clust data list`")] = "breastmnist",
         task: Annotated[Optional[str], typer.Option(help="the question, where a set has several")] = None,
         size: Annotated[Optional[int], typer.Option(help="pixels a side")] = None,
@@ -140,6 +141,8 @@ def run(method: Annotated[str, typer.Argument(help="arcface, idec, kmeans, simcl
         pretrain: Annotated[Optional[str], typer.Option(help="learn the embedding from this set instead of the training part")] = None,
         grad_cam: Annotated[bool, typer.Option("--grad-cam", help="also measure, on the masks of held-out images, where the "
                                                "answers rest; simclr and supervised")] = False,
+        generated: Annotated[bool, typer.Option("--generated", help="also train classifiers on generated images and test them on "
+                                                "held-out ones; contrastive-ae")] = False,
         pretrained: Annotated[Optional[Path], typer.Option(help="folder that keeps phase 1 for later commands; without "
                                                                 "it, it is shared within this command")] = None,
         results: Annotated[Optional[Path], typer.Option(help="folder of the records")] = None):
@@ -153,7 +156,7 @@ def run(method: Annotated[str, typer.Argument(help="arcface, idec, kmeans, simcl
     typer.echo(f"{images}")
     todo = variants(method, len(images.class_names), profile, variant, set_, study)
     others = None if pretrain is None else data_room.load(pretrain, size=size)
-    readings = _readings(method, images) if grad_cam else None
+    readings = _readings(method, images, grad_cam, generated)
     with tempfile.TemporaryDirectory() as folder:
         for name, estimator in todo.items():
             here = {"device": device, "pretrain_dir": str(pretrained or folder)}
@@ -171,8 +174,15 @@ def _label(name, label, settings, n_variants):
     return f"{name}, {', '.join(settings)}" if settings else name
 
 
-def _readings(method, images):
-    "What `--grad-cam` adds to a record."
+def _readings(method, images, grad_cam, generated):
+    "What a record of this method holds besides what `experiments` measures."
+    if generated and method != "contrastive-ae":
+        raise typer.BadParameter(f"--generated asks for images that a method has drawn; {method} draws none, contrastive-ae does")
+    if method == "contrastive-ae":
+        room = import_module("bc_clust.generated")
+        return {**room.READINGS, **(room.GENERATED if generated else {})}
+    if not grad_cam:
+        return None
     room = import_module("bc_clust.gradcam")
     if method not in ("simclr", "supervised"):
         raise typer.BadParameter(f"--grad-cam looks into the ResNets of simclr and supervised; {method} has none")
@@ -196,9 +206,13 @@ def _echo_tables(experiments, frame):
         if reading in set(clustered["reading"]):
             typer.echo(f"\n{title}\n{experiments.score_table(clustered, reading).to_string()}")
     for reading in frame.loc[taught, "reading"].unique():
-        answers = reading.endswith(("classifier", "probe", "chosen"))
-        scores = ("accuracy", "majority_share", "balanced_accuracy", "auc") if answers else experiments.SCORES
+        of = frame[taught & (frame["reading"] == reading)].dropna(axis=1, how="all")
+        scores = (experiments.SCORES if "nmi" in of else ("mse", "mse_of_mean", "ssim", "ssim_of_mean") if "mse" in of
+                  else ("accuracy", "majority_share", "balanced_accuracy", "auc"))
         typer.echo(f"\n{reading}\n{experiments.score_table(frame[taught], reading, scores).to_string()}")
+    placed = frame[frame["label"].isin(frame.loc[frame["reading"] == "held out, clusters", "label"])]
+    if len(placed):
+        typer.echo(f"\nclusters of held-out images\n{experiments.cluster_table(placed).to_string()}")
     if "Grad-CAM" in set(frame["reading"]):
         columns = import_module("bc_clust.gradcam").LOCALISATION
         typer.echo(f"\nGrad-CAM on the masks of held-out images\n{experiments.score_table(frame, 'Grad-CAM', columns).to_string()}")
