@@ -8,7 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from bc_clust import cli
-from bc_clust.cli import _seeds, app, main, parse_settings, variants
+from bc_clust.cli import METHODS, _seeds, app, main, parse_settings, variants
+from bc_clust.experiments import settings_hash
+from bc_clust.generated import OF_DRAWN
 
 shell = CliRunner()
 TINY = [word for text in ("hidden_dims=(16,)", "pretrain_epochs=2", "max_epochs=2", "n_init=1") for word in ("--set", text)]
@@ -125,6 +127,37 @@ def test_grad_cam_is_refused_before_a_fit(tmp_path):
     assert other.exit_code != 0 and "arcface has none" in other.output
     unmarked = invoke("run", "simclr", "--data", "digits", "--grad-cam", "--results", tmp_path)
     assert unmarked.exit_code != 0 and "no outlines of lesions" in f"{unmarked.output}{unmarked.exception}" and not list(tmp_path.iterdir())
+
+
+def test_run_of_a_clusterer_that_draws(tmp_path, monkeypatch):
+    monkeypatch.setitem(OF_DRAWN, "n_epochs", 1)
+    words = ["run", "contrastive-ae", "--data", "phantom", "--size", 12, "--seeds", 1, "--results", tmp_path, "--no-keep", "--variant", "contrastive autoencoder",
+             *(w for text in ("pretrain_epochs=1", "cluster_epochs=1", "n_init=1") for w in ("--set", text))]
+    plain, asked, again = invoke(*words), invoke(*words, "--generated"), invoke(*words, "--generated")
+    assert plain.exit_code == asked.exit_code == again.exit_code == 0, asked.output
+    assert "trained on" not in plain.output and "a reading is missing" in asked.output and "1 of 1 seeds are there" in again.output
+    record, = (json.loads(f.read_text()) for f in tmp_path.rglob("seed-0.json"))
+    scores = record["scores"]
+    assert record["settings"]["n_clusters"] == 3 and "votes" in scores
+    line = lambda title, row: next(x for x in asked.output.split(f"\n{title}\n")[1].splitlines() if x.startswith(row))
+    assert f"{scores['held out, drawing']['mse']:.3f}" in line("held out, drawing", "contr") and f"{scores['held out, 5 nearest on z']['auc']:.3f}" in line("held out, 5 nearest on z", "contr")
+    assert f"{scores['held out, trained on drawn']['auc']:.3f}" in line("held out, trained on drawn", "contr")
+    for row, reading in (("contr", "clusters"), ("k-means on pixels", "k-means on pixels")):
+        shown = line("clusters of held-out images", row)
+        assert f"{scores[f'held out, {reading}']['nmi']:.3f}" in shown and f"{scores[f'held out, {reading} by vote']['accuracy']:.3f}" in shown
+    refused = invoke("run", "idec", "--data", "phantom", "--generated", "--results", tmp_path / "other")
+    assert refused.exit_code != 0 and "idec draws none" in refused.output and not (tmp_path / "other").exists()
+
+
+def test_every_variant_and_study_of_a_method_has_settings_of_its_own():
+    for method in METHODS:
+        for profile in ("quick", "paper"):
+            assert variants(method, 3, profile)
+    studies = {name: variants("contrastive-ae", 3, "paper", study=name) for name in ("defects", "balance")}
+    main = variants("contrastive-ae", 3, "paper")
+    assert main["contrastive autoencoder"].n_clusters == 3 and main["contrastive autoencoder, elbow"].n_clusters == "elbow"
+    hashes = [settings_hash(e) for rows in (main, *studies.values()) for e in rows.values()]
+    assert len(hashes) == len(set(hashes))
 
 
 @pytest.mark.parametrize("option, seeds_kept", [("--keep", [0]), ("--keep-all", [0, 1]), ("--no-keep", [])])

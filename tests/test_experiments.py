@@ -17,12 +17,13 @@ from sklearn.pipeline import make_pipeline
 from bc_clust import experiments
 from bc_clust.arcface import ArcFace
 from bc_clust.cli import variants
+from bc_clust.contrastive_ae import ContrastiveAutoencoder
 from bc_clust.data import grouped_folds, phantom
-from bc_clust.experiments import (PROTOCOL, cluster_embedding, code_digest, markdown_table, paper_table, path_scores, read_records, record_folder,
+from bc_clust.experiments import (PROTOCOL, cluster_embedding, cluster_table, code_digest, markdown_table, paper_table, path_scores, read_records, record_folder,
                                   results_folder, run, score_table, settings_hash, settings_of, smallest_share,
                                   study_records, write_report)
 from bc_clust.idec import IDEC
-from bc_clust.metrics import classification_scores, clustering_scores
+from bc_clust.metrics import classification_scores, clustering_scores, permutation_baseline
 from bc_clust.probes import SoftmaxClassifier
 from bc_clust.simclr import SimCLR
 from bc_clust.training import load_estimator
@@ -507,3 +508,87 @@ def test_a_record_names_the_weights_that_a_network_started_with(images, tmp_path
                                                                          "model.safetensors")}
     assert safetensors.numpy.load_file(stored / "seed-0.embedding.safetensors")["embedding"].shape == (90, 64)
     assert score_table(read_records(tmp_path), "held out, k-means").loc["ArcFace", "seeds"] == "1"
+
+
+# ---- clusterers that place new images ------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def placed(tmp_path_factory):
+    images = phantom(n=150, size=12, random_state=1)
+    images = dataclasses.replace(images, groups=np.arange(150) // 2)
+    folder = tmp_path_factory.mktemp("placed")
+    model = ContrastiveAutoencoder(5, latent_dim=6, pretrain_epochs=20, cluster_epochs=2, batch_size=16, n_init=2, precision="float32", device="cpu")
+    return images, folder, model, run(model, images, seeds=2, label="placed", results=folder, say=None)
+
+
+def test_a_clusterer_that_asks_for_it_is_fitted_on_one_grouped_split(placed):
+    images, folder, model, records = placed
+    stored = np.load(record_folder(model, images, folder) / "seed-1.labels.npz", allow_pickle=False)
+    train, test = next(grouped_folds(images.labels, images.groups, 5, random_state=1))
+    assert np.array_equal(stored["train"], train) and np.array_equal(stored["test"], test) and records[1]["data"]["protocol"] == PROTOCOL
+    again = model.set_params(random_state=1).fit(images.images[train])
+    model.set_params(random_state=None)
+    assert np.array_equal(stored["clusters"], again.predict(images.images)) and np.array_equal(stored["label_path"], again.label_path_)
+    history = pd.read_csv(record_folder(model, images, folder) / "seed-1.history.csv")
+    found = clustering_scores(images.labels[train], again.labels_)
+    assert history["nmi"].iloc[-1] == pytest.approx(found["nmi"], rel=1e-5) and history["nmi"].isna().sum() == 20
+
+
+@pytest.mark.parametrize("part", ["training", "held out"])
+def test_clusters_are_judged_one_to_one_by_vote_and_beside_lots(placed, part):
+    images, folder, model, records = placed
+    y, scores = images.labels, records[0]["scores"]
+    stored = np.load(record_folder(model, images, folder) / "seed-0.labels.npz", allow_pickle=False)
+    train, rows, clusters = stored["train"], stored["train" if part == "training" else "test"], stored["clusters"]
+    one, vote = scores[f"{part}, clusters"], scores[f"{part}, clusters by vote"]
+    assert {k: one[k] for k in ("accuracy", "nmi", "ari")} == {k: v for k, v in clustering_scores(y[rows], clusters[rows]).items() if k in ("accuracy", "nmi", "ari")}
+    called = [np.bincount(y[train][clusters[train] == c], minlength=3).argmax() for c in clusters[rows]]
+    assert vote["accuracy"] == np.mean(called == y[rows]) and vote["majority_share"] == one["majority_share"]
+    if part == "training":
+        assert vote["accuracy"] == pytest.approx(one["purity"])
+    lot, lot_vote = scores[f"{part}, random clusters"], scores[f"{part}, random clusters by vote"]
+    assert abs(lot["ari"]) < 0.02 and lot["n_clusters"] == one["n_clusters"] and lot["smallest_share"] == pytest.approx(one["smallest_share"])
+    if part == "training":   # nobody votes for himself in the held-out part, so lots gain nothing there
+        assert lot_vote["accuracy"] == pytest.approx(permutation_baseline(y[rows], clusters[rows]).loc["purity", "mean"], abs=0.005)
+        assert lot_vote["accuracy"] > lot_vote["majority_share"]
+    else:
+        assert abs(lot_vote["accuracy"] - lot_vote["majority_share"]) < 0.03
+
+
+def test_kmeans_on_pixels_stands_beside_with_as_many_clusters(placed):
+    images, _, _, records = placed
+    train, test = next(grouped_folds(images.labels, images.groups, 5, random_state=0))
+    flat = images.images.reshape(150, -1) / 255
+    kmeans = KMeans(5, n_init=PROTOCOL["n_init"], random_state=0).fit(flat[train])
+    for part, rows in (("training", train), ("held out", test)):
+        expected = clustering_scores(images.labels[rows], kmeans.predict(flat[rows]), flat[rows])
+        found = records[0]["scores"][f"{part}, k-means on pixels"]
+        assert found["ari"] == pytest.approx(expected["ari"]) and found["silhouette"] == pytest.approx(expected["silhouette"])
+    assert records[0]["scores"]["held out, k-means on PCA"]["n_clusters"] <= 5
+    assert {"held out, 5 nearest", "held out, linear probe", "training, 5 nearest"} <= set(records[0]["scores"])
+    assert not any("classifier" in name and "SGD" not in name for name in records[0]["scores"]), "its soft assignments are no answers"
+
+
+def test_cluster_table_says_what_the_records_say(placed):
+    images, folder, _, records = placed
+    table, frame = cluster_table(read_records(folder)), read_records(folder)
+    assert list(table.index) == ["placed", "k-means on pixels", "k-means on PCA"] and set(table["seeds"]) == {"2"}
+    for row, reading in (("placed", "clusters"), ("k-means on PCA", "k-means on PCA")):
+        votes = [r["scores"][f"held out, {reading} by vote"]["accuracy"] for r in records]
+        assert table.loc[row, "by vote"] == f"{np.mean(votes):.3f} ± {np.std(votes, ddof=1):.3f}"
+        nmi = [r["scores"][f"held out, {reading}"]["nmi"] for r in records]
+        assert table.loc[row, "nmi"] == f"{np.mean(nmi):.3f} ± {np.std(nmi, ddof=1):.3f}"
+    assert table.loc["placed", "clusters"] == "5.0 ± 0.0" and not cluster_table(frame, "training").equals(table)
+
+
+def test_an_elbow_and_another_set_to_learn_from(placed, tmp_path):
+    images, _, model, _ = placed
+    elbow = ContrastiveAutoencoder("elbow", **{k: v for k, v in model.get_params().items() if k != "n_clusters"})
+    record, = run(elbow, images, seeds=[0], results=tmp_path, say=None, keep=False)
+    assert 2 <= record["scores"]["training, clusters"]["n_clusters"] <= 20 and record["settings"]["n_clusters"] == "elbow"
+    other = phantom(n=60, size=12, random_state=2)
+    away, = run(model, images, seeds=[0], results=tmp_path, say=None, keep=False, pretrain=other)
+    stored = np.load(record_folder(model, images, tmp_path, other) / "seed-0.labels.npz", allow_pickle=False)
+    assert "label_path" not in stored and "nmi" not in pd.read_csv(record_folder(model, images, tmp_path, other) / "seed-0.history.csv")
+    assert away["data"]["pretrain"]["n"] == 60 and away["scores"]["held out, clusters"]["n_clusters"] <= 5

@@ -9,7 +9,7 @@ from threadpoolctl import threadpool_limits
 
 from bc_clust.metrics import (
     assign_noise, bootstrap_interval, classification_scores, cluster_sizes, clustering_scores, contingency_table,
-    internal_scores, match_clusters, permutation_baseline)
+    internal_scores, majority_vote, match_clusters, permutation_baseline)
 
 KEYS = ["accuracy", "majority_share", "balanced_accuracy", "purity", "nmi", "ami", "ari", "n_clusters",
         "smallest_share", "noise_share"]
@@ -93,6 +93,24 @@ def test_match_returns_plain_python_of_the_caller_s_kind():
     assert matching == {4: "cat", 9: "dog"}
     assert all(type(k) is int and type(v) is str for k, v in matching.items())
     assert match_clusters([True, False], [0, 1]) == {0: 1, 1: 0}
+
+
+@pytest.mark.parametrize("table, called", [
+    ([[5, 1], [4, 0], [1, 9]], {0: 0, 1: 0, 2: 1}), ([[2, 2], [1, 3]], {0: 0, 1: 1}), ([[3, 4, 2]], {0: 1})])
+def test_a_vote_calls_each_cluster_by_its_largest_class(table, called):
+    y, labels = from_table(table)
+    assert majority_vote(y, labels) == called
+    right = np.mean([called[c] == t for c, t in zip(labels.tolist(), y.tolist())])
+    assert right == pytest.approx(clustering_scores(y, labels)["purity"])
+    names = np.array(["ant", "bee", "cow"])
+    assert majority_vote(names[y], labels) == {c: names[t] for c, t in called.items()}
+
+
+def test_noise_does_not_vote():
+    assert majority_vote([1, 1, 1, 0], [-1, -1, 0, 0]) == {0: 0} and majority_vote([1, 0], [-1, -1]) == {}
+    assert {type(v) for pair in majority_vote([1, 0], [3, 4]).items() for v in pair} == {int}
+    with pytest.raises(ValueError, match="differ in length"):
+        majority_vote([0, 1], [0, 1, 1])
 
 
 def test_noise_is_never_matched():
