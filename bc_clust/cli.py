@@ -196,26 +196,31 @@ def _records_of(experiments, todo, images, results, pretrain=None):
     return frame[frame["set"] == experiments.record_folder(next(iter(todo.values())), images, results, pretrain).parent.name]
 
 
-def _echo_tables(experiments, frame):
-    "The table of each reading, and the largest class beside it."
-    taught = frame["reading"].str.startswith(("training", "held out"))   # of methods that are trained with labels
+def _tables(experiments, frame):
+    "Title and table of each reading, the largest class beside it."
+    taught = frame["reading"].str.startswith(("training", "held out"))   # of methods that are scored on held-out images too
     clustered = frame[~taught]
     for reading, title in (("last", "at the last epoch"), ("stop", "where the paper's stop rule fires"),
                            ("guarded", "where it fires on no cluster below min_share"),
                            ("best_by_labels", "best epoch by labels (peeking, not a result)")):
         if reading in set(clustered["reading"]):
-            typer.echo(f"\n{title}\n{experiments.score_table(clustered, reading).to_string()}")
+            yield title, experiments.score_table(clustered, reading)
     for reading in frame.loc[taught, "reading"].unique():
         of = frame[taught & (frame["reading"] == reading)].dropna(axis=1, how="all")
         scores = (experiments.SCORES if "nmi" in of else ("mse", "mse_of_mean", "ssim", "ssim_of_mean") if "mse" in of
                   else ("accuracy", "majority_share", "balanced_accuracy", "auc"))
-        typer.echo(f"\n{reading}\n{experiments.score_table(frame[taught], reading, scores).to_string()}")
+        yield reading, experiments.score_table(frame[taught], reading, scores)
     placed = frame[frame["label"].isin(frame.loc[frame["reading"] == "held out, clusters", "label"])]
     if len(placed):
-        typer.echo(f"\nclusters of held-out images\n{experiments.cluster_table(placed).to_string()}")
+        yield "clusters of held-out images", experiments.cluster_table(placed)
     if "Grad-CAM" in set(frame["reading"]):
         columns = import_module("bc_clust.gradcam").LOCALISATION
-        typer.echo(f"\nGrad-CAM on the masks of held-out images\n{experiments.score_table(frame, 'Grad-CAM', columns).to_string()}")
+        yield "Grad-CAM on the masks of held-out images", experiments.score_table(frame, "Grad-CAM", columns)
+
+
+def _echo_tables(experiments, frame):
+    for title, table in _tables(experiments, frame):
+        typer.echo(f"\n{title}\n{table.to_string()}")
 
 # %% ../nbs/60_cli.ipynb #6dcdcc7a
 @app.command()
@@ -231,10 +236,10 @@ def report(data: Annotated[Optional[str], typer.Option(help="only this data set"
     known = [label for method in METHODS for label in variants(method, 2)]
     frame = frame.sort_values("label", kind="stable", key=lambda v: v.map(lambda n: known.index(n) if n in known else len(known)))
     parts = []
-    for name, group in frame.groupby("data", sort=False):
+    for name, group in frame.groupby("set", sort=False):
         typer.echo(f"\n== {name}")
         _echo_tables(experiments, group)
-        parts += [f"<h2>{name}</h2>", experiments.score_table(group)]
+        parts += [f"<h2>{name}</h2>", *(part for title, table in _tables(experiments, group) for part in (f"<h3>{title}</h3>", table))]
     stale = stale_records(frame)
     if stale:
         typer.echo(f"\n{len(stale)} records are stale (the method's code changed since): {stale[0]} ...")

@@ -192,6 +192,11 @@ def test_a_method_that_takes_labels_is_scored_on_a_held_out_fold(tmp_path):
     record = json.loads(next(tmp_path.glob("arcface/phantom*/*/seed-0.json")).read_text())
     assert record["settings"]["finetune_epochs"] == 0 and record["data"]["protocol"]["folds"] == 5
     invoke("run", "kmeans", "--data", "phantom", "--size", 32, "--seeds", 1, "--results", tmp_path)
+    page = tmp_path / "page.html"
+    only = invoke("report", "--results", tmp_path, "--html", page)
+    assert only.exit_code == 0 and "<h3>held out, classifier</h3>" in page.read_text("utf-8")
+    invoke(*words[:3], "phantom", "--task", "benign-malignant", *words[4:])
+    assert invoke("report", "--results", tmp_path).output.count("\n== phantom-") == 2, "two questions about a set are two tables"
     both = invoke("report", "--results", tmp_path).output
     assert "at the last epoch" in both and "held out, linear probe" in both
     assert "no such setting" in invoke(*words, "--set", "n_clusters=3").output
