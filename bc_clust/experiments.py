@@ -578,10 +578,11 @@ def cluster_table(records, part="held out", digits=3):
 
     Returns
     -------
-    DataFrame of str, mean ± standard deviation over seeds; a row a label, then k-means with as many clusters as the first
-    label has. The vote is that of the training labels.
+    DataFrame of str, mean ± standard deviation over seeds; a row a label, then k-means and lots with as many clusters as
+    the first label has. The vote is that of the training labels; "lots by vote" have as many clusters as their row.
     """
-    names = {"clusters": list(dict.fromkeys(records["label"])), "k-means on pixels": list(records["label"][:1]), "k-means on PCA": list(records["label"][:1])}
+    names = {"clusters": list(dict.fromkeys(records["label"]))} | {
+        name: list(records["label"][:1]) for name in ("k-means on pixels", "k-means on PCA", "random clusters")}
     rows = {}
     for reading, labels in names.items():
         for label in labels:

@@ -573,8 +573,8 @@ def test_kmeans_on_pixels_stands_beside_with_as_many_clusters(placed):
 def test_cluster_table_says_what_the_records_say(placed):
     images, folder, _, records = placed
     table, frame = cluster_table(read_records(folder)), read_records(folder)
-    assert list(table.index) == ["placed", "k-means on pixels", "k-means on PCA"] and set(table["seeds"]) == {"2"}
-    for row, reading in (("placed", "clusters"), ("k-means on PCA", "k-means on PCA")):
+    assert list(table.index) == ["placed", "k-means on pixels", "k-means on PCA", "random clusters"] and set(table["seeds"]) == {"2"}
+    for row, reading in (("placed", "clusters"), ("k-means on PCA", "k-means on PCA"), ("random clusters", "random clusters")):
         votes = [r["scores"][f"held out, {reading} by vote"]["accuracy"] for r in records]
         assert table.loc[row, "by vote"] == f"{np.mean(votes):.3f} ± {np.std(votes, ddof=1):.3f}"
         nmi = [r["scores"][f"held out, {reading}"]["nmi"] for r in records]
