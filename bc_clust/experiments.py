@@ -305,7 +305,7 @@ def _dealt(y, clusters, parts, train, seed):
 def _cluster_readings(estimator, images, X, Z, seed, train, test):
     "Scores of the clusters of a fitted clusterer and of what stands beside them, for each part; and the clusters (n,)."
     y, parts = images.labels, {"training": train, "held out": test}
-    flat = images.images.reshape(len(X), -1) / 255 if images.images.dtype == np.uint8 else images.images.reshape(len(X), -1)
+    flat = _input(None, images)
     pca = PCA(PROTOCOL["variance"], svd_solver="full").fit(flat[train])
     spaces, k = {"k-means on pixels": flat, "k-means on PCA": pca.transform(flat)}, estimator.n_clusters_
     found = {"clusters": (estimator.predict(X), Z)} | {

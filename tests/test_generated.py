@@ -1,4 +1,6 @@
 """Drawings and what they teach: SSIM against scikit-image, scores by hand, the encoder taught with labels, readings of a record."""
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from bc_clust.contrastive_ae import ContrastiveAutoencoder, ConvEncoder, pad_to_eight
 from bc_clust.data import grouped_folds, phantom
+from bc_clust.experiments import run
 from bc_clust.generated import (
     GENERATED, NUMBERS, READINGS, VARIANTS, WAYS, ConvClassifier, answers_from_projection, draw_by_class, drawing_scores,
     scores_of_training_on, ssim, votes,
@@ -204,3 +207,14 @@ def test_readings_name_their_part(images, split, fitted):
     assert READINGS["held out, drawing"](fitted, images, train, test) == drawing_scores(fitted, images, train, test)
     assert READINGS["held out, linear probe on z"](fitted, images, train, test) == answers_from_projection(fitted, images, train, test, by="linear probe")
     assert list(GENERATED) == [f"held out, trained on {what}" for what in WAYS]
+
+
+def test_colour_images_go_the_same_way(images, tmp_path, monkeypatch):
+    monkeypatch.setitem(scores_of_training_on.__globals__["OF_DRAWN"], "n_epochs", 1)
+    colour = dataclasses.replace(images, images=np.stack([images.images, 255 - images.images, images.images], axis=3))
+    model = ContrastiveAutoencoder(3, pretrain_epochs=1, cluster_epochs=1, batch_size=32, n_init=1, precision="float32", device="cpu")
+    record, = run(model, colour, [0], results=tmp_path, say=None, keep=False, readings={**READINGS, **GENERATED})
+    assert record["settings"]["n_clusters"] == 3 and set(READINGS) | set(GENERATED) <= set(record["scores"])
+    assert 0 < record["scores"]["held out, drawing"]["mse"] < 1 and -1 <= record["scores"]["held out, drawing"]["ssim"] < 1
+    with pytest.raises(ValueError, match="of a multi-label set take one column"):
+        run(model, dataclasses.replace(images, labels=np.eye(3, dtype=np.int64)[images.labels]), [0], results=tmp_path, say=None)
