@@ -181,7 +181,7 @@ def draw_by_class(estimator, X, y, random_state=None):
     return estimator.inverse_transform(codes)
 
 # %% ../nbs/41_generated.ipynb #a3bc80bd
-WAYS = {"real": 0, "real, mirrored": 0, "real and drawn": 1, "drawn": 2}   # how many of two halves are drawn
+WAYS = {"real": 0, "real, mirrored": 0, "real and drawn": 1, "drawn": 2, "drawn again": 0}   # how many of two halves are drawn
 OF_DRAWN = dict(n_epochs=30, batch_size=64, crop=None, brightness=0, contrast=0, blur=0, flip=0, vertical_flip=0,
                 precision="float32")   # of the classifier: nothing changed but the images
 
@@ -195,8 +195,8 @@ def scores_of_training_on(estimator, images, train, rows, what="real"):
     images : ImageSet
     train : int array, rows that the estimator was fitted on
     rows : int array, rows to score
-    what : a key of `WAYS`; each is as many images, and so as many steps. "real, mirrored": every second image is mirrored, left
-        to right, anew in each epoch
+    what : a key of `WAYS`; each is as many images, and so as many steps. "real, mirrored": each image is mirrored, left to
+        right, with probability 1/2, anew in each epoch; "drawn again": the real images from their own codes
 
     Returns
     -------
@@ -205,6 +205,7 @@ def scores_of_training_on(estimator, images, train, rows, what="real"):
     check_option("what", what, tuple(WAYS))
     X, y, rng = images.images[train], images.labels[train], np.random.default_rng(estimator.seed_)
     real = X.astype(np.float32) / 255 if X.dtype == np.uint8 else X.astype(np.float32)
+    real = estimator.reconstruct(X) if what == "drawn again" else real
     halves = [draw_by_class(estimator, X, y, rng) if i < WAYS[what] else real for i in range(2)]
     mirrored = {"flip": 0.5} if what == "real, mirrored" else {}
     model = ConvClassifier(**{**OF_DRAWN, **mirrored}, random_state=estimator.seed_, device=estimator.device)

@@ -176,8 +176,9 @@ def test_what_a_classifier_is_trained_on(images, split, fitted, monkeypatch):
         assert settings["flip"] == (0.5 if what == "real, mirrored" else 0) and settings["random_state"] == 0
         halves = np.split(seen, 2)
         real = [np.allclose(half, X, atol=1e-6) for half in halves]
-        assert sum(real) == {"real": 2, "real, mirrored": 2, "real and drawn": 1, "drawn": 0}[what]
+        assert sum(real) == {"real": 2, "real, mirrored": 2, "real and drawn": 1, "drawn": 0, "drawn again": 0}[what]
     assert not np.allclose(*np.split(sets["drawn"][0], 2)), "two different draws"
+    assert all(np.allclose(half, fitted.reconstruct(images.images[train]), atol=1e-6) for half in np.split(sets["drawn again"][0], 2))
     assert all(set(found) >= {"accuracy", "auc", "majority_share"} for found in scores.values())
     with pytest.raises(ValueError, match="what='both'"):
         scores_of_training_on(fitted, images, train, test, "both")
