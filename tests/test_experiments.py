@@ -22,6 +22,7 @@ from bc_clust.data import grouped_folds, phantom
 from bc_clust.experiments import (PROTOCOL, cluster_embedding, cluster_table, code_digest, markdown_table, paper_table, path_scores, read_records, record_folder,
                                   results_folder, run, score_table, settings_hash, settings_of, smallest_share,
                                   study_records, write_report)
+from bc_clust.generated import ConvClassifier
 from bc_clust.idec import IDEC
 from bc_clust.metrics import classification_scores, clustering_scores, permutation_baseline
 from bc_clust.probes import SoftmaxClassifier
@@ -373,7 +374,7 @@ def committed():
 def test_committed_records_are_whole_and_fresh():
     files = [f for f in committed() if "demo" not in f.parts]
     assert files, "results/ holds no records"
-    digests = {type(e).__name__: code_digest(e) for e in (ArcFace(), IDEC(), KMeans(), SimCLR(), SoftmaxClassifier())}
+    digests = {type(e).__name__: code_digest(e) for e in (ArcFace(), IDEC(), KMeans(), SimCLR(), SoftmaxClassifier(), ContrastiveAutoencoder(), ConvClassifier())}
     for file in files:
         record = json.loads(file.read_text("utf-8"))
         assert file.parent.name == settings_hash_of(record), f"{file}: settings and folder disagree"
@@ -399,6 +400,8 @@ def test_committed_scores_follow_from_the_committed_labels(breastmnist):
         stored, y = np.load(file.with_name(file.name.replace(".json", ".labels.npz")), allow_pickle=False), breastmnist.labels
         found = ({"held out, k-means": (y[stored["test"]], stored["held out, kmeans"]), "held out, HDBSCAN": (y[stored["test"]], stored["held out, hdbscan"])}
                  if "test" in stored else {"last": (y, stored["labels"])})
+        if "clusters" in stored:
+            found |= {f"{part}, clusters": (y[stored[rows]], stored["clusters"][stored[rows]]) for part, rows in (("training", "train"), ("held out", "test"))}
         for reading, (true, labels) in found.items():
             scores = clustering_scores(true, labels)
             for name in ("accuracy", "balanced_accuracy", "nmi", "ari", "majority_share"):
