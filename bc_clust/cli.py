@@ -139,6 +139,7 @@ def run(method: Annotated[str, typer.Argument(help="arcface, contrastive-ae, con
         keep: Annotated[bool, typer.Option(help="store embedding and model of the first seed")] = True,
         keep_all: Annotated[bool, typer.Option("--keep-all", help="store them of every seed that runs")] = False,
         pretrain: Annotated[Optional[str], typer.Option(help="learn the embedding from this set instead of the training part")] = None,
+        pretrain_task: Annotated[Optional[str], typer.Option(help="which of its tasks, where these are of different images")] = None,
         grad_cam: Annotated[bool, typer.Option("--grad-cam", help="also measure, on the masks of held-out images, where the "
                                                "answers rest; simclr and supervised")] = False,
         generated: Annotated[bool, typer.Option("--generated", help="also train classifiers on generated images and test them on "
@@ -149,13 +150,15 @@ def run(method: Annotated[str, typer.Argument(help="arcface, contrastive-ae, con
     "Fit a method for several seeds, leave records, print the table."
     experiments, chosen = import_module("bc_clust.experiments"), _seeds(seeds)
     variants(method, 2, profile, variant, set_, study)  # a wrong name fails before data are loaded
+    if pretrain_task and not pretrain:
+        raise typer.BadParameter("--pretrain-task is a task of the set that --pretrain names; name one")
     data_room = import_module("bc_clust.data")
     images = data_room.load(data, task=task, size=size)
     if images.images.ndim == 2:
         images = data_room.standardised(images)
     typer.echo(f"{images}")
     todo = variants(method, len(images.class_names), profile, variant, set_, study)
-    others = None if pretrain is None else data_room.load(pretrain, size=size)
+    others = None if pretrain is None else data_room.load(pretrain, task=pretrain_task, size=size)
     readings = _readings(method, images, grad_cam, generated)
     with tempfile.TemporaryDirectory() as folder:
         for name, estimator in todo.items():

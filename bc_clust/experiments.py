@@ -466,9 +466,10 @@ def run(estimator, images, seeds=5, label=None, results=None, n_jobs=1, threads=
 def record_folder(estimator, images, results=None, pretrain=None):
     "The folder of the records of this estimator on these images."
     data = _data_of(images, estimator, pretrain)
-    name = "-".join(str(v) for v in (data["name"], data["task"], data["size"]) if v)
+    def named(told): return "-".join(str(told[k]) for k in ("name", "task", "size") if told[k])
+    name = named(data)
     if pretrain is not None:
-        name += f"-from-{data['pretrain']['name']}-{data['pretrain']['size']}"
+        name += f"-from-{named(data['pretrain'])}"
     return Path(results or results_folder()) / type(estimator).__name__.lower() / name / settings_hash(estimator)
 
 

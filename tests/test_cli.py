@@ -37,7 +37,7 @@ def test_help_and_version_are_quick_to_import():
 
 @pytest.mark.parametrize("words, part", [
     (["run", "idek"], "did you mean 'idec'"), (["run", "idec", "--profile", "fast"], "quick or paper"),
-    (["run", "idec", "--variant", "IDEC+graph"], "did you mean 'IDEC + graph'"), (["run", "idec", "--seeds", "x"], "list (0,3,7; of one seed: 3,)"),
+    (["run", "simclr", "--pretrain-task", "lesion-crops"], "the set that --pretrain names"), (["run", "idec", "--variant", "IDEC+graph"], "did you mean 'IDEC + graph'"), (["run", "idec", "--seeds", "x"], "list (0,3,7; of one seed: 3,)"),
     (["run", "idec", "--study", "graph-wait"], "did you mean 'graph-weight'"), (["run", "kmeans", "--study", "x"], "k-means has no studies"),
     (["run", "idec", "--seeds", "0"], "at least one"), (["run", "idec", "--set", "lrr=1"], "did you mean 'lr'"),
     (["run", "idec", "--set", "lr"], "name=value"), (["nothing"], "No such command")])
@@ -127,6 +127,18 @@ def test_grad_cam_is_refused_before_a_fit(tmp_path):
     assert other.exit_code != 0 and "arcface has none" in other.output
     unmarked = invoke("run", "simclr", "--data", "digits", "--grad-cam", "--results", tmp_path)
     assert unmarked.exit_code != 0 and "no outlines of lesions" in f"{unmarked.output}{unmarked.exception}" and not list(tmp_path.iterdir())
+
+
+def test_learning_from_another_task_of_a_set(tmp_path):
+    words = ["run", "simclr", "--data", "phantom", "--size", 16, "--seeds", 1, "--results", tmp_path, "--no-keep", "--variant", "SimCLR", "--pretrained", tmp_path / "shared",
+             *(w for text in ("backbone=resnet18", "image_size=16", "batch_size=32", "n_epochs=1", "warmup_epochs=0") for w in ("--set", text))]
+    elsewhere = [*words, "--pretrain", "phantom", "--pretrain-task"]
+    first, second = invoke(*elsewhere, "binary-class"), invoke(*elsewhere, "benign-malignant")
+    assert first.exit_code == second.exit_code == 0, first.output + second.output
+    records = {r["data"]["pretrain"]["task"]: r for r in (json.loads(f.read_text()) for f in tmp_path.rglob("seed-0.json"))}
+    assert set(records) == {"binary-class", "benign-malignant"}
+    third = invoke(*elsewhere, "binary-class", "--task", "benign-malignant")   # judged on other labels: the network is there
+    assert third.exit_code == 0 and sorted(json.loads(f.read_text())["pretrain_shared"] for f in tmp_path.rglob("seed-0.json")) == [False, False, True]
 
 
 def test_run_of_a_clusterer_that_draws(tmp_path, monkeypatch):

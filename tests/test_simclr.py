@@ -425,7 +425,9 @@ def test_a_run_is_scored_on_images_it_has_not_seen(tmp_path):
     other = phantom(n=24, size=16, random_state=5)
     elsewhere = run(Spy(**settings), images, seeds=1, results=tmp_path, say=None, pretrain=other)[0]
     assert seen[1] == (24, None) and elsewhere["data"]["pretrain"]["n"] == 24
-    assert len(list(tmp_path.glob("spy/*-from-phantom-16x16/*/seed-0.json"))) == 1
+    assert len(list(tmp_path.glob(f"spy/*-from-phantom-{other.task}-16x16/*/seed-0.json"))) == 1
+    run(Spy(**settings), images, seeds=1, results=tmp_path, say=None, keep=False, pretrain=images)
+    assert len(list(tmp_path.glob("spy/*-from-*/*/seed-0.json"))) == 2, "another task of the same set may have other images"
     assert len(list(tmp_path.rglob("*.embedding.safetensors"))) == 2 and not list(tmp_path.rglob("*.model.safetensors")), "22 MiB a model"
     with pytest.raises(ValueError, match="pretrain is for estimators that learn an embedding"):
         run(KMeans(2), images, seeds=1, results=tmp_path, say=None, pretrain=other)
