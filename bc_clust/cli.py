@@ -54,6 +54,9 @@ def variants(method, n_clusters, profile="quick", variant=None, settings=(), stu
     chosen, fixed = parse_settings(settings, accepted), {"n_clusters": n_clusters} if "n_clusters" in accepted else {}
     if variant is not None:
         return {variant: cls(**{**fixed, **profiled, **named[variant], **chosen})}
+    idle = [key for key in chosen if all(key in own for own in named.values())]
+    if idle:
+        raise typer.BadParameter(f"--set {idle[0]}: every variant here has its own {idle[0]}; name one with --variant to change it")
     return {label: cls(**{**fixed, **profiled, **chosen, **own}) for label, own in named.items()}
 
 # %% ../nbs/60_cli.ipynb #96b5bc58
@@ -133,7 +136,7 @@ def run(method: Annotated[str, typer.Argument(help="arcface, contrastive-ae, con
         study: Annotated[Optional[str], typer.Option(help="the variants of a study, e.g. graph-weight, or all")] = None,
         device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps")] = "auto",
         set_: Annotated[List[str], typer.Option("--set", help="name=value, may be repeated")] = [],
-        label: Annotated[Optional[str], typer.Option(help="row name in tables, with --variant or --set")] = None,
+        label: Annotated[Optional[str], typer.Option(help="the row's name in tables, of one variant")] = None,
         jobs: Annotated[int, typer.Option(help="seeds at a time")] = 1,
         threads: Annotated[int, typer.Option(help="torch threads a seed")] = 1,
         keep: Annotated[bool, typer.Option(help="store embedding and model of the first seed")] = True,
@@ -149,7 +152,9 @@ def run(method: Annotated[str, typer.Argument(help="arcface, contrastive-ae, con
         results: Annotated[Optional[Path], typer.Option(help="folder of the records")] = None):
     "Fit a method for several seeds, leave records, print the table."
     experiments, chosen = import_module("bc_clust.experiments"), _seeds(seeds)
-    variants(method, 2, profile, variant, set_, study)  # a wrong name fails before data are loaded
+    rows = variants(method, 2, profile, variant, set_, study)  # a wrong name fails before data are loaded
+    if label and len(rows) > 1:
+        raise typer.BadParameter(f"--label is the name of one row, and these are {len(rows)}: {', '.join(rows)}; choose one with --variant")
     if pretrain_task and not pretrain:
         raise typer.BadParameter("--pretrain-task is a task of the set that --pretrain names; name one")
     data_room = import_module("bc_clust.data")
@@ -157,28 +162,33 @@ def run(method: Annotated[str, typer.Argument(help="arcface, contrastive-ae, con
     if images.images.ndim == 2:
         images = data_room.standardised(images)
     typer.echo(f"{images}")
-    todo = variants(method, len(images.class_names), profile, variant, set_, study)
+    todo = {label or _label(name, estimator, set_): estimator
+            for name, estimator in variants(method, len(images.class_names), profile, variant, set_, study).items()}
     others = None if pretrain is None else data_room.load(pretrain, task=pretrain_task, size=size)
+    if pretrained and not any(getattr(e, "_pretrain_id", lambda: None)() for e in todo.values()):
+        raise typer.BadParameter(f"--pretrained keeps a first phase without labels; {method} has none to keep")
     readings = _readings(method, images, grad_cam, generated)
     with tempfile.TemporaryDirectory() as folder:
         for name, estimator in todo.items():
-            here = {"device": device, "pretrain_dir": str(pretrained or folder)}
+            here = {"device": device, "pretrain_dir": str(Path(pretrained or folder, experiments.code_digest(estimator)))}
             estimator.set_params(**{k: v for k, v in here.items() if k in estimator.get_params()})
-            experiments.run(estimator, images, chosen, label=_label(name, label, set_, len(todo)), results=results,
+            experiments.run(estimator, images, chosen, label=name, results=results,
                             n_jobs=jobs, threads=threads, keep="all" if keep_all else keep, say=typer.echo, progress=True,
                             pretrain=others, readings=readings)
     frame = _records_of(experiments, todo, images, results, others)
     _echo_tables(experiments, frame[frame["seed"].isin(chosen)])
 
 # %% ../nbs/60_cli.ipynb #805b86e6
-def _label(name, label, settings, n_variants):
-    if label is not None and n_variants == 1:
-        return label
-    return f"{name}, {', '.join(settings)}" if settings else name
+def _label(name, estimator, settings):
+    "The row's name: the variant with what was set, unless the variant itself sets it otherwise."
+    held = [text for text, (key, value) in zip(settings, parse_settings(settings, estimator.get_params()).items()) if getattr(estimator, key) == value]
+    return ", ".join([name, *held])
 
 
 def _readings(method, images, grad_cam, generated):
     "What a record of this method holds besides what `experiments` measures."
+    if grad_cam and method not in ("simclr", "supervised"):
+        raise typer.BadParameter(f"--grad-cam looks into the ResNets of simclr and supervised; {method} has none")
     if generated and method != "contrastive-ae":
         raise typer.BadParameter(f"--generated asks for images that a method has drawn; {method} draws none, contrastive-ae does")
     if method == "contrastive-ae":
@@ -187,8 +197,6 @@ def _readings(method, images, grad_cam, generated):
     if not grad_cam:
         return None
     room = import_module("bc_clust.gradcam")
-    if method not in ("simclr", "supervised"):
-        raise typer.BadParameter(f"--grad-cam looks into the ResNets of simclr and supervised; {method} has none")
     room.marked_rows(images)   # no mask is an error now, not after an hour of training
     return {"Grad-CAM": room.localisation}
 
@@ -302,20 +310,23 @@ def demo(out: Annotated[Path, typer.Option(help="folder for records and report")
         if hasattr(estimator, "device"):
             estimator.set_params(device=device)
         experiments.run(estimator, images, chosen, label=name, results=out / "records", say=typer.echo,
-                        n_jobs=min(len(chosen), os.cpu_count() or 1), progress=True)
+                        n_jobs=min(len(chosen), os.cpu_count() or 1), progress=True, keep="all")
     frame = _records_of(experiments, todo, images, out / "records")
     table = experiments.score_table(frame[frame["seed"].isin(chosen)])
     typer.echo(f"\n{table.to_string()}\n")
     typer.echo("Read accuracy beside the majority share: one cluster for all images would score the latter.")
-    record = experiments.record_folder(todo["IDEC + graph"], images, out / "records") / f"seed-{chosen[0]}"
+    folder = experiments.record_folder(todo["IDEC + graph"], images, out / "records")
+    record = next((r for r in (folder / f"seed-{s}" for s in chosen) if _model_of(r).exists()), folder / f"seed-{chosen[0]}")
     page = experiments.write_report(out / "report.html", "bc_clust demo: IDEC on breast ultrasound",
                                     _demo_parts(images, table, record))
     typer.echo(f"report: {page.resolve()}")
 
 # %% ../nbs/60_cli.ipynb #cd5b3430
+def _model_of(record): return record.with_name(record.name + ".model.safetensors")
+
 def _demo_parts(images, table, record):
     "Text, table and figures of the demo's report."
-    model = import_module("bc_clust.training").load_estimator(record.with_name(record.name + ".model.safetensors"))
+    model = import_module("bc_clust.training").load_estimator(_model_of(record))
     share = float(table["majority_share"].iloc[0])
     intro = (f"{len(images)} images of {images.name} ({images.source}), clustered without labels. Accuracy counts the "
              f"images that fall into the cluster matched with their class; the largest class alone holds {share:.1%}. "

@@ -351,11 +351,14 @@ def _fit(estimator, images, X, split, pretrain):
 def _run_one(estimator, images, seed, folder, label, threads, keep, pretrain=None, readings=None):
     fresh, before = _seeded_clone(estimator, seed), torch.get_num_threads()
     X, split = _input(fresh, images), _split(fresh, images, seed)
-    torch.set_num_threads(threads)
+    if getattr(fresh, "checkpoint_dir", None) is not None:   # each run resumes its own
+        fresh.set_params(checkpoint_dir=str(Path(fresh.checkpoint_dir, *folder.parts[-3:], f"seed-{seed}")))
     start = time.perf_counter()
     try:
-        with threadpool_limits(1):
+        with threadpool_limits(1):   # of torch too, which shares its pool with scikit-learn
+            torch.set_num_threads(threads)
             _fit(fresh, images, X, split, pretrain)
+            torch.set_num_threads(1)
             seconds = time.perf_counter() - start
             scores, arrays, Z = _score(fresh, images, X) if split is None else _held_out_score(fresh, images, X, seed, *split)
             scores |= {name: measure(fresh, images, *split) for name, measure in (readings or {}).items()}
@@ -371,7 +374,7 @@ def _run_one(estimator, images, seed, folder, label, threads, keep, pretrain=Non
     if hasattr(fresh, "weights_source_"):
         record["weights"] = fresh.weights_source_   # which file the first weights of the network came from
     _write_arrays(fresh, images, Z, arrays, folder / f"seed-{seed}", keep)
-    record = json.loads(json.dumps(record), parse_constant=lambda nan: None)  # JSON has no NaN
+    record = json.loads(json.dumps(record, default=lambda v: v.item()), parse_constant=lambda nan: None)  # JSON has no NaN and no NumPy
     write_atomic(folder / f"seed-{seed}.json", json.dumps(record, indent=1) + "\n")  # last: it says all is there
     return record
 
@@ -394,6 +397,8 @@ def _write_arrays(estimator, images, Z, arrays, stem, keep):
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_atomic(stem.with_name(stem.name + ".labels.npz"), buffer.getvalue())
+    for old in ("embedding", "model"):   # of a record that this one replaces
+        stem.with_name(f"{stem.name}.{old}.safetensors").unlink(missing_ok=True)
     if hasattr(estimator, "history_"):
         y = images.labels[arrays["train"]] if "train" in arrays else images.labels
         write_atomic(stem.with_name(stem.name + ".history.csv"), _history(estimator, y).to_csv(index=False))
@@ -420,7 +425,7 @@ def run(estimator, images, seeds=5, label=None, results=None, n_jobs=1, threads=
 
     Parameters
     ----------
-    estimator : not fitted; a clusterer with scikit-learn's interface (`fit`, `labels_`), a classifier that also has
+    estimator : not fitted; a `checkpoint_dir` of its own gets a folder for each run inside. A clusterer with scikit-learn's interface (`fit`, `labels_`), a classifier that also has
         `transform` and `predict_proba`, or a `DeepEstimator` that learns an embedding without labels; a clusterer with
         `held_out = True`, `predict` and `transform` is scored on held-out images too
     images : ImageSet; for a clusterer its labels are used for scoring only, for the others see `PROTOCOL`
@@ -428,12 +433,13 @@ def run(estimator, images, seeds=5, label=None, results=None, n_jobs=1, threads=
     label : str, the row's name in tables; the class name if None
     results : folder of the records; `results_folder()` if None
     n_jobs : int, seeds at a time (joblib)
-    threads : int, torch threads a seed; part of the record, for it changes the last bits
+    threads : int, torch threads of a fit; part of the record, for it changes the last bits. Scores are computed on one
     keep : bool, store the embedding of the first seed, and its model unless it is large (`MODEL_MIB`); or "all", of every
         seed that runs
     say : callable for one-line messages, or None
     progress : bool, show a bar over the seeds
-    pretrain : ImageSet, optional; an embedding is learnt from these instead of the training part of `images`
+    pretrain : ImageSet, optional; an embedding is learnt from all of these, without labels, instead of the training part of
+        `images`. Where they are of the same files (equal `sha256`), that includes images held out, which `say` is told
     readings : dict name -> function, optional; further scores of estimators that are scored on held-out images:
         `function(estimator, images, train, test)` gives a dict of numbers, train and test being arrays of rows
 
@@ -446,6 +452,8 @@ def run(estimator, images, seeds=5, label=None, results=None, n_jobs=1, threads=
         raise ValueError(f"seeds={seeds}: give at least one seed, each once.")
     if pretrain is not None and (is_classifier(estimator) or not _holds_out(estimator)):
         raise ValueError(f"pretrain is for estimators that learn an embedding without labels, not for {type(estimator).__name__}.")
+    if pretrain is not None:
+        _check_alike(estimator, images, pretrain)
     if readings and not _holds_out(estimator):
         raise ValueError(f"readings are for estimators that are scored on held-out images, not for {type(estimator).__name__}.")
     label = label or type(estimator).__name__
@@ -455,6 +463,8 @@ def run(estimator, images, seeds=5, label=None, results=None, n_jobs=1, threads=
     todo = [s for s in seeds if found[s] is None]
     if say:
         say(f"{label}: {len(seeds) - len(todo)} of {len(seeds)} seeds are there, {len(todo)} to run")
+        if pretrain is not None and pretrain.sha256 == images.sha256:
+            say(f"{label}: learns from all images of {pretrain.name}, without labels, those held out included")
     jobs = (joblib.delayed(_run_one)(estimator, images, s, folder, label, threads, keep == "all" or keep and s == seeds[0],
                                        pretrain, readings) for s in todo)
     done = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(jobs)
@@ -463,6 +473,16 @@ def run(estimator, images, seeds=5, label=None, results=None, n_jobs=1, threads=
     return [found[s] for s in seeds]
 
 # %% ../nbs/07_experiments.ipynb #bf4ca360
+def _check_alike(estimator, images, pretrain):
+    "Images to learn from that cannot be judged on `images` are refused before hours of training, not after."
+    first = 3 if hasattr(estimator, "image_size") else 1   # sides may differ where they are brought to one size
+    ours, theirs = images.images.shape[first:], pretrain.images.shape[first:]
+    if ours != theirs:
+        what = "colour channels" if first == 3 else "sizes"
+        raise ValueError(f"pretrain has images of other {what} than those to judge: {pretrain.images.shape[1:]} and {images.images.shape[1:]}; "
+                         "load both alike.")
+
+
 def record_folder(estimator, images, results=None, pretrain=None):
     "The folder of the records of this estimator on these images."
     data = _data_of(images, estimator, pretrain)
@@ -570,7 +590,7 @@ def score_table(records, reading="last", scores=SCORES, digits=3):
 
 
 def cluster_table(records, part="held out", digits=3):
-    """What a clusterer's records say of its clusters: one to one, and by vote, beside lots and k-means on the pixels.
+    """What a clusterer's records say of its clusters: one to one, and by vote, beside random clusters and k-means on the pixels.
 
     Parameters
     ----------
@@ -579,22 +599,23 @@ def cluster_table(records, part="held out", digits=3):
 
     Returns
     -------
-    DataFrame of str, mean ± standard deviation over seeds; a row a label, then k-means and lots with as many clusters as
-    the first label has. The vote is that of the training labels; "lots by vote" have as many clusters as their row.
+    DataFrame of str, mean ± standard deviation over seeds; a row a label and settings, then k-means and random clusters, as
+    many as the first row has. The vote is that of the training labels; "random, by vote" are as many clusters as their row's.
     """
-    names = {"clusters": list(dict.fromkeys(records["label"]))} | {
-        name: list(records["label"][:1]) for name in ("k-means on pixels", "k-means on PCA", "random clusters")}
-    rows = {}
-    for reading, labels in names.items():
-        for label in labels:
-            of = records[records["label"] == label]
+    groups = {key: of for key, of in records.groupby(["label", "settings"], sort=False)}
+    names = {"clusters": list(groups)} | {name: list(groups)[:1] for name in ("k-means on pixels", "k-means on PCA", "random clusters")}
+    rows, index = [], []
+    for reading, keys in names.items():
+        for key in keys:
+            of = groups[key]
             one, vote, lot = (of[of["reading"] == f"{part}, {name}"] for name in (reading, f"{reading} by vote", "random clusters by vote"))
             share = one["majority_share"][:1] if one["majority_share"].nunique() == 1 else one["majority_share"]
-            rows[label if reading == "clusters" else reading] = {"seeds": str(len(one)), "clusters": _mean_sd(of.loc[of["reading"] == "training, clusters", "n_clusters"], 1)} | {
+            index.append(key[0] if reading == "clusters" else reading)
+            rows.append({"seeds": str(len(one)), "clusters": _mean_sd(of.loc[of["reading"] == "training, clusters", "n_clusters"], 1)} | {
                 name: _mean_sd(values, digits) for name, values in (
                     ("accuracy", one["accuracy"]), ("majority_share", share), ("balanced_accuracy", one["balanced_accuracy"]), ("nmi", one["nmi"]), ("ari", one["ari"]),
-                    ("by vote", vote["accuracy"]), ("lots by vote", lot["accuracy"]), ("balanced, by vote", vote["balanced_accuracy"]))}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
+                    ("by vote", vote["accuracy"]), ("random, by vote", lot["accuracy"]), ("balanced, by vote", vote["balanced_accuracy"]))})
+    return pd.DataFrame(rows, index=pd.Index(index, name="method"))
 
 
 def _mean_sd(values, digits):

@@ -330,6 +330,6 @@ def localisation(encoder, images, train, test):
     train_marked, marked = marked_rows(images, train), marked_rows(images, test)
     classifier = None
     if not is_classifier(encoder):
-        classifier = LinearClassifier(random_state=encoder.random_state or 0).fit(encoder.transform(images.images[train]), images.labels[train])
+        classifier = LinearClassifier(random_state=encoder.seed_).fit(encoder.transform(images.images[train]), images.labels[train])
     heat, groups = heat_maps(encoder, images.images[marked], classifier), None if images.groups is None else images.groups[marked]
     return {"n_marked": len(marked), **localisation_scores(heat, images.masks[marked], images.masks[train_marked].mean(0), groups)}

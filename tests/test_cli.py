@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bc_clust import cli
-from bc_clust.cli import METHODS, _seeds, app, main, parse_settings, variants
+from bc_clust.cli import METHODS, _label, _seeds, app, main, parse_settings, variants
 from bc_clust.experiments import settings_hash
 from bc_clust.generated import OF_DRAWN
 
@@ -40,6 +40,8 @@ def test_help_and_version_are_quick_to_import():
     (["run", "simclr", "--pretrain-task", "lesion-crops"], "the set that --pretrain names"), (["run", "idec", "--variant", "IDEC+graph"], "did you mean 'IDEC + graph'"), (["run", "idec", "--seeds", "x"], "list (0,3,7; of one seed: 3,)"),
     (["run", "idec", "--study", "graph-wait"], "did you mean 'graph-weight'"), (["run", "kmeans", "--study", "x"], "k-means has no studies"),
     (["run", "idec", "--seeds", "0"], "at least one"), (["run", "idec", "--set", "lrr=1"], "did you mean 'lr'"),
+    (["run", "simclr", "--study", "temperature", "--set", "temperature=0.3"], "has its own temperature"), (["run", "idec", "--label", "mine"], "choose one with --variant"),
+    (["run", "arcface", "--data", "phantom", "--pretrained", "here"], "arcface has none to keep"), (["run", "contrastive-ae", "--data", "phantom", "--grad-cam"], "contrastive-ae has none"),
     (["run", "idec", "--set", "lr"], "name=value"), (["nothing"], "No such command")])
 def test_usage_errors_exit_with_2(words, part):
     result = invoke(*words)
@@ -71,6 +73,11 @@ def test_settings_are_literals_or_words():
     assert parse_settings(["a=0.5", "b=None", "c=(1, 2)", "d=guarded"], accepted) == {"a": 0.5, "b": None, "c": (1, 2), "d": "guarded"}
 
 
+def test_a_row_is_named_after_settings_that_it_has():
+    named = {name: _label(name, estimator, ["n_epochs=20", "backbone=resnet18"]) for name, estimator in variants("simclr", 2, settings=["n_epochs=20", "backbone=resnet18"]).items()}
+    assert named["SimCLR"] == "SimCLR, n_epochs=20, backbone=resnet18" and named["random encoder"] == "random encoder, backbone=resnet18"
+
+
 def test_variants():
     named = variants("idec", 3, "paper", settings=["max_epochs=9", "graph_weight=0.5"])
     assert list(named) == ["AE + k-means", "DEC", "IDEC", "IDEC + graph"]
@@ -87,6 +94,7 @@ def test_run_records_prints_and_continues(tmp_path):
     first = invoke(*words, "--seeds", 1, "--label", "tiny")
     assert first.exit_code == 0, first.output
     assert "tiny: 0 of 1 seeds are there" in first.output and "majority_share" in first.output
+    assert "\ntiny " in first.output and "\nIDEC + graph " not in first.output, "the row has the name it was given"
     assert "peeking, not a result" in first.output and "stop rule fires" in first.output
     second = invoke(*words, "--seeds", 2, "--label", "tiny")
     assert "tiny: 1 of 2 seeds are there, 1 to run" in second.output
@@ -243,6 +251,8 @@ def test_demo_writes_a_report_and_says_where(tmp_path, monkeypatch):
     assert "report: " in result.output and page.count("<figure") == 6 and page.count("data:image/png") == 6
     assert all(f'alt="{part}' in page for part in ("Two scatter", "One row", "A table", "Two rows", "Curves", "The share"))
     assert "IDEC + graph" in page and "majority share" in page
+    other = invoke("demo", "--out", tmp_path / "demo", "--seeds", "1,")   # its figures need a model of this seed
+    assert other.exit_code == 0, f"{other.output}{other.exception}"
 
 
 def fake_load(load):

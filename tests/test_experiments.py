@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import safetensors.numpy
+import torch
 from scipy.stats import ttest_1samp
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.cluster import KMeans
@@ -502,6 +503,69 @@ def test_what_neither_clusters_nor_classifies_is_refused(images, tmp_path):
         run(PCA(2), images, seeds=1, results=tmp_path, say=None)
 
 
+def test_threads_are_those_of_the_fit_and_of_nothing_else(images, tmp_path):
+    seen = []
+
+    class Spy(IDEC):
+        def fit(self, X, y=None):
+            seen.append(torch.get_num_threads())
+            return super().fit(X)
+
+    before = torch.get_num_threads()
+    record, = run(Spy(3, **TINY), images, seeds=1, results=tmp_path, threads=3, say=None)
+    assert seen == [3] and record["environment"]["threads"] == 3 and torch.get_num_threads() == before
+
+
+def test_every_run_resumes_its_own_checkpoint(images, recorded, tmp_path):
+    model = IDEC(3, **TINY, checkpoint_dir=str(tmp_path / "ck"), resume=True)
+    stop = model.get_params() | {"max_epochs": 1}
+    records = run(model, images, seeds=2, results=tmp_path / "r", say=None)
+    assert [r["scores"] for r in records] == [r["scores"] for r in recorded[1]], "checkpoints change no result"
+    assert len({f.parent for f in (tmp_path / "ck").rglob("*.pt")}) == 2, "a folder for each seed"
+    run(IDEC(**stop), images, seeds=2, results=tmp_path / "r", say=None)   # other settings: neither error nor the same file
+    assert len({f.parent for f in (tmp_path / "ck").rglob("*.pt")}) == 4
+    files = sorted((tmp_path / "r" / "idec").rglob("seed-1.json"))
+    for file in files:
+        file.unlink()
+    assert run(model, images, seeds=2, results=tmp_path / "r", say=None)[1]["scores"] == records[1]["scores"]
+
+
+def test_a_replaced_record_takes_its_arrays_along(images, tmp_path):
+    model = KMeans(3, n_init=1)
+    deep = IDEC(3, **TINY)
+    for estimator in (model, deep):
+        folder = record_folder(estimator, images, tmp_path)
+        run(estimator, images, seeds=1, results=tmp_path, say=None)
+        (folder / "seed-0.json").write_text("{}")
+        run(estimator, images, seeds=1, results=tmp_path, say=None, keep=False)
+        assert not list(folder.glob("*.safetensors")) and (folder / "seed-0.labels.npz").exists()
+
+
+def test_readings_may_be_numpy_numbers(images, tmp_path):
+    def count(estimator, images, train, test):
+        return {"n": np.int64(len(test)), "share": np.float32(0.5)}
+    tiny = SimCLR("resnet18", image_size=16, n_epochs=0, warmup_epochs=0, precision="float32", device="cpu")
+    record, = run(tiny, images, seeds=1, results=tmp_path, say=None, keep=False, readings={"counted": count})
+    assert record["scores"]["counted"] == {"n": 18, "share": 0.5}
+
+
+def test_images_to_learn_from_have_to_be_alike_before_a_fit(images, placed, tmp_path):
+    colour = dataclasses.replace(images, images=np.repeat(images.images[..., None], 3, -1))
+    with pytest.raises(ValueError, match="other colour channels .*load both alike"):
+        run(SimCLR(), images, seeds=1, results=tmp_path, pretrain=colour)
+    with pytest.raises(ValueError, match=r"other sizes .*\(10, 10\) and \(12, 12\)"):
+        run(placed[2], images, seeds=1, results=tmp_path, pretrain=phantom(n=40, size=10))
+    assert not list(tmp_path.iterdir())
+
+
+def test_learning_from_images_held_out_is_said(images, tmp_path):
+    tiny = SimCLR("resnet18", image_size=16, n_epochs=0, warmup_epochs=0, precision="float32", device="cpu")
+    for other, said in ((images, True), (phantom(n=90, size=12, random_state=3), False)):
+        lines = []
+        run(tiny, images, seeds=1, results=tmp_path, say=lines.append, keep=False, pretrain=other)
+        assert any("those held out included" in line for line in lines) == said
+
+
 def test_a_record_names_the_weights_that_a_network_started_with(images, tmp_path):
     tiny = ArcFace(weights=None, image_size=32, head_epochs=1, finetune_epochs=0, precision="float32", device="cpu")
     record, = run(tiny, images, seeds=1, results=tmp_path, say=None)
@@ -582,6 +646,9 @@ def test_cluster_table_says_what_the_records_say(placed):
         assert table.loc[row, "by vote"] == f"{np.mean(votes):.3f} ± {np.std(votes, ddof=1):.3f}"
         nmi = [r["scores"][f"held out, {reading}"]["nmi"] for r in records]
         assert table.loc[row, "nmi"] == f"{np.mean(nmi):.3f} ± {np.std(nmi, ddof=1):.3f}"
+    assert (table["random, by vote"] != "").all()
+    other = cluster_table(pd.concat([frame, frame.assign(settings="other", nmi=frame["nmi"] + 1)]))
+    assert list(other.index[:2]) == ["placed", "placed"] and other["nmi"].iloc[0] == table["nmi"].iloc[0] and set(other["seeds"]) == {"2"}, "two settings are two rows"
     assert table.loc["placed", "clusters"] == "5.0 ± 0.0" and not cluster_table(frame, "training").equals(table)
 
 
