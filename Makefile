@@ -8,7 +8,7 @@ NEEDS   := settings.ini setup.py constraints.txt
 PIP     := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lab notebooks picture sync docs clean
+.PHONY: help demo test check lab notebooks student picture sync docs clean
 
 help: ## List the commands
 	@echo "usage: make COMMAND   (PYTHON=python3.12 chooses the Python that .venv is made with)"
@@ -30,6 +30,9 @@ lab: .venv/.notebook ## Open the notebooks in JupyterLab
 notebooks: .venv/.dev ## Run every notebook in place, keep its outputs, clean it (NAMES="00 30" for some)
 	$(BIN)/python tests/run_notebooks.py $(NAMES)
 
+student: .venv/.python ## Write the notebooks without solutions into student/, to hand out (NAMES="00 30" for some)
+	$(BIN)/python tests/student.py student $(NAMES)
+
 picture: .venv/.dev ## Draw the picture of the README from the records in results/
 	$(BIN)/python tests/picture.py
 
@@ -48,7 +51,7 @@ docs: .venv/.dev ## Build the site into _docs (needs Quarto)
 	@test -s _docs/index.html || { echo "No page was built. nbdev stages nothing where a folder in the path begins with a dot: $(CURDIR)"; exit 1; }
 
 clean: ## Remove .venv and everything built; notebooks, package and results stay
-	rm -rf .venv _proc _docs build dist *.egg-info results/demo .pytest_cache
+	rm -rf .venv student _proc _docs build dist *.egg-info results/demo .pytest_cache
 
 # The stamps under .venv say what is installed; a change of the requirements installs again.
 .venv/.python:

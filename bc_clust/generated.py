@@ -222,7 +222,7 @@ NUMBERS = (2, 4, 8, 16, 32, 64, 128, 256)   # of clusters that a vote is taken i
 
 
 def votes(estimator, images, train, test, deals=20):
-    """Accuracy by the vote of the training labels in 2 to 256 clusters of the code, and in clusters dealt out by lot.
+    """Accuracy by the vote of the training labels in 2 to 256 clusters of the code, and in random clusters of the same sizes.
 
     Returns
     -------

@@ -284,8 +284,8 @@ def localisation_scores(heat, masks, average, groups=None):
     Returns
     -------
     dict with the keys of `LOCALISATION`: the scores of `heat`; of these maps over other pictures ("_other"), of `centre_map`,
-    of `average`, of `best_maps` of the same grid; and the share of a picture that is mask ("area"), which is what a point by lot
-    and a level map get
+    of `average`, of `best_maps` of the same grid; and the share of a picture that is mask ("area"), which is what a point at
+    random and a level map get
     """
     blind = {name: np.broadcast_to(one, (len(heat), *one.shape)) for name, one in (("_centre", centre_map()), ("_average", average))}
     scores = {"area": float(np.mean(masks))}

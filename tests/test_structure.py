@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 import derive
+import student
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "nbs").glob("[!_]*.ipynb"))
@@ -237,6 +238,37 @@ def test_exercises_mark_their_solutions(path):
         pairs += len(marks) // 2
     if number_of(path) is not None and number_of(path) < 50:
         assert pairs, f"{path.name} has no exercise with `{begin}` ... `{end}`"
+
+
+@each_notebook
+def test_the_students_version_has_no_solutions(path):
+    notebook = json.loads(path.read_text("utf-8"))
+    pairs = sum("".join(c["source"]).count("### BEGIN SOLUTION") for c in notebook["cells"])
+    assert student.without_solutions(notebook) == pairs
+    codes = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
+    assert not any("SOLUTION" in source for source in codes) and sum(source.count("write your own code here") for source in codes) == pairs
+    for source in codes:
+        ast.parse(re.sub(r"^\s*[%!].*$", "", source, flags=re.MULTILINE))
+
+
+def test_solutions_and_their_outputs_are_taken_out(tmp_path, capsys):
+    def code(source): return {"cell_type": "code", "source": source.splitlines(True), "outputs": [{"text": "42"}], "execution_count": 1}
+    body = "def f(x):\n    y = x\n    ### BEGIN SOLUTION\n    if y:\n        return 1\n    ### END SOLUTION"
+    notebook = {"cells": [code("1"), code(body), code("assert f(1) == 1"), {"cell_type": "markdown", "source": ["text"]}, code("2")]}
+    assert student.without_solutions(notebook) == 1
+    own = "".join(notebook["cells"][1]["source"])
+    assert own.startswith("def f(x):\n    y = x\n    raise NotImplementedError(") and "return" not in own
+    assert [bool(c["outputs"]) for c in notebook["cells"] if c["cell_type"] == "code"] == [True, False, False, True]
+    space = {}
+    exec(own, space)
+    with pytest.raises(NotImplementedError, match="your own code"):
+        space["f"](1)
+    student.main(str(tmp_path / "handout"), "01", "index")
+    assert sorted(p.name for p in (tmp_path / "handout").iterdir()) == ["01_metrics.ipynb", "images", "index.ipynb"] and "4 solutions" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="no notebook begins with 99"):
+        student.main(str(tmp_path / "other"), "99")
+    with pytest.raises(SystemExit, match="name another"):
+        student.main(str(ROOT / "nbs"))
 
 
 def test_page_names_are_unique_without_their_number():
