@@ -518,13 +518,15 @@ def read_records(results=None, method=None, data=None, labels=None):
     Parameters
     ----------
     results : folder; `results_folder()` if None
-    method, data : str or None, keep only these (class name in lower case; name of the image set)
+    method : str or None, keep only this (class name in lower case)
+    data : str or None, keep only the image set of this name ("busi", with all its tasks and sizes), or one folder of records
+        ("busi-benign-malignant-224x224")
     labels : list of str or None, keep only these rows' names
     """
     rows = []
     for file in sorted(Path(results or results_folder()).glob(f"{method or '*'}/{data or '*'}*/*/seed-*.json")):
         record = json.loads(file.read_text("utf-8"))
-        if (data and record["data"]["name"] != data) or (labels and record["label"] not in labels):
+        if (data and data not in (record["data"]["name"], file.parent.parent.name)) or (labels and record["label"] not in labels):
             continue
         for reading, scores in record["scores"].items():
             if not scores:
@@ -542,7 +544,7 @@ def study_records(estimators, data, results=None):
     Parameters
     ----------
     estimators : dict label -> estimator, as `bc_clust.cli.variants` gives them
-    data : str, name of the image set
+    data : str, as in `read_records`
     results : folder; `results_folder()` if None
 
     Returns
@@ -556,6 +558,13 @@ def study_records(estimators, data, results=None):
 
 # %% ../nbs/07_experiments.ipynb #0f536afc
 SCORES = ("accuracy", "majority_share", "balanced_accuracy", "nmi", "ari", "smallest_share")
+
+
+def _check_one_set(label, part):
+    "One line of a table is of one set; its seeds would come twice otherwise."
+    if part["seed"].duplicated().any():
+        found = f": {', '.join(sorted(set(part['set'])))}" if "set" in part else ""
+        raise ValueError(f"{label}: seeds come more than once, so these are records of several sets{found}; choose one, `read_records(data=...)`.")
 
 
 def score_table(records, reading="last", scores=SCORES, digits=3):
@@ -579,6 +588,7 @@ def score_table(records, reading="last", scores=SCORES, digits=3):
         part = group[group["reading"] == "last"] if part.empty else part
         if part.empty:
             continue
+        _check_one_set(label, part)
         share = part["majority_share"].dropna()   # of the very images that were scored; a path of labels has none of its own
         share = group["majority_share"].dropna() if share.empty else share
         values = {s: part[s] if s != "majority_share" else share if share.nunique() > 1 else share[:1] for s in scores}
@@ -608,6 +618,7 @@ def cluster_table(records, part="held out", digits=3):
     for reading, keys in names.items():
         for key in keys:
             of = groups[key]
+            _check_one_set(key[0], of[of["reading"] == f"{part}, clusters"])
             one, vote, lot = (of[of["reading"] == f"{part}, {name}"] for name in (reading, f"{reading} by vote", "random clusters by vote"))
             share = one["majority_share"][:1] if one["majority_share"].nunique() == 1 else one["majority_share"]
             index.append(key[0] if reading == "clusters" else reading)

@@ -662,3 +662,15 @@ def test_an_elbow_and_another_set_to_learn_from(placed, tmp_path):
     stored = np.load(record_folder(model, images, tmp_path, other) / "seed-0.labels.npz", allow_pickle=False)
     assert "label_path" not in stored and "nmi" not in pd.read_csv(record_folder(model, images, tmp_path, other) / "seed-0.history.csv")
     assert away["data"]["pretrain"]["n"] == 60 and away["scores"]["held out, clusters"]["n_clusters"] <= 5
+
+
+def test_a_line_of_a_table_is_of_one_set(images, tmp_path):
+    model = KMeans(3, n_init=1)
+    run(model, images, seeds=2, results=tmp_path, say=None)
+    small = phantom(n=90, size=10, random_state=0)
+    run(model, small, seeds=2, results=tmp_path, say=None)
+    both, one = (study_records({"k-means": model}, name, tmp_path) for name in ("phantom", f"phantom-{images.task}-12x12"))
+    assert set(one["set"]) == {f"phantom-{images.task}-12x12"} and len(both) == 2 * len(one)
+    assert score_table(one).loc["k-means", "seeds"] == "2"
+    with pytest.raises(ValueError, match=r"k-means: seeds come more than once.*phantom-3-class-10x10, phantom-3-class-12x12; choose one"):
+        score_table(both)
