@@ -166,7 +166,7 @@ def run(method: Annotated[str, typer.Argument(help="arcface, contrastive-ae, con
             for name, estimator in variants(method, len(images.class_names), profile, variant, set_, study).items()}
     others = None if pretrain is None else data_room.load(pretrain, task=pretrain_task, size=size)
     if pretrained and not any(getattr(e, "_pretrain_id", lambda: None)() for e in todo.values()):
-        raise typer.BadParameter(f"--pretrained keeps a first phase without labels; {method} has none to keep")
+        raise typer.BadParameter(f"--pretrained keeps a first phase without labels; {', '.join(todo)}: none to keep")
     readings = _readings(method, images, grad_cam, generated)
     with tempfile.TemporaryDirectory() as folder:
         for name, estimator in todo.items():
@@ -181,7 +181,8 @@ def run(method: Annotated[str, typer.Argument(help="arcface, contrastive-ae, con
 # %% ../nbs/60_cli.ipynb #805b86e6
 def _label(name, estimator, settings):
     "The row's name: the variant with what was set, unless the variant itself sets it otherwise."
-    held = [text for text, (key, value) in zip(settings, parse_settings(settings, estimator.get_params()).items()) if getattr(estimator, key) == value]
+    texts = {text.partition("=")[0]: text for text in settings}   # of a setting that comes twice the last one holds
+    held = [texts[key] for key, value in parse_settings(settings, estimator.get_params()).items() if getattr(estimator, key) == value]
     return ", ".join([name, *held])
 
 

@@ -279,7 +279,7 @@ def _possible(policy, labels):
     return policy if (labels >= 0).any() else "own"
 
 # %% ../nbs/07_experiments.ipynb #a41988fa
-SHUFFLES = 100   # deals of the clusters by lot
+SHUFFLES = 100   # random permutations of the clusters
 
 
 def _judged(y, clusters, rows, train, Z):
@@ -291,7 +291,7 @@ def _judged(y, clusters, rows, train, Z):
 
 
 def _dealt(y, clusters, parts, train, seed):
-    "The mean scores of each part when the clusters are dealt out by lot, within the part."
+    "The mean scores of each part when the clusters are permuted at random, within the part."
     rng, deals = np.random.default_rng(seed), {}
     for _ in range(SHUFFLES):
         lot = clusters.copy()
@@ -351,8 +351,9 @@ def _fit(estimator, images, X, split, pretrain):
 def _run_one(estimator, images, seed, folder, label, threads, keep, pretrain=None, readings=None):
     fresh, before = _seeded_clone(estimator, seed), torch.get_num_threads()
     X, split = _input(fresh, images), _split(fresh, images, seed)
-    if getattr(fresh, "checkpoint_dir", None) is not None:   # each run resumes its own
-        fresh.set_params(checkpoint_dir=str(Path(fresh.checkpoint_dir, *folder.parts[-3:], f"seed-{seed}")))
+    if getattr(fresh, "checkpoint_dir", None) is not None:   # each run resumes its own, made by this code from these data
+        made_by = f"{code_digest(estimator)}-{(pretrain or images).sha256[:10]}"
+        fresh.set_params(checkpoint_dir=str(Path(fresh.checkpoint_dir, *folder.parts[-3:], made_by, f"seed-{seed}")))
     start = time.perf_counter()
     try:
         with threadpool_limits(1):   # of torch too, which shares its pool with scikit-learn
@@ -477,7 +478,7 @@ def _check_alike(estimator, images, pretrain):
     "Images to learn from that cannot be judged on `images` are refused before hours of training, not after."
     first = 3 if hasattr(estimator, "image_size") else 1   # sides may differ where they are brought to one size
     ours, theirs = images.images.shape[first:], pretrain.images.shape[first:]
-    if ours != theirs:
+    if ours != theirs or images.images.ndim != pretrain.images.ndim:
         what = "colour channels" if first == 3 else "sizes"
         raise ValueError(f"pretrain has images of other {what} than those to judge: {pretrain.images.shape[1:]} and {images.images.shape[1:]}; "
                          "load both alike.")
@@ -561,10 +562,11 @@ SCORES = ("accuracy", "majority_share", "balanced_accuracy", "nmi", "ari", "smal
 
 
 def _check_one_set(label, part):
-    "One line of a table is of one set; its seeds would come twice otherwise."
-    if part["seed"].duplicated().any():
-        found = f": {', '.join(sorted(set(part['set'])))}" if "set" in part else ""
-        raise ValueError(f"{label}: seeds come more than once, so these are records of several sets{found}; choose one, `read_records(data=...)`.")
+    "One line of a table is of one set, and each seed stands in it once."
+    found = sorted(set(part["set"])) if "set" in part else []
+    if len(found) > 1 or part["seed"].duplicated().any():
+        raise ValueError(f"{label}: a line of a table is of one set, each seed once; these records are of {', '.join(found) or 'seeds that come more than once'}. "
+                         "Choose with `read_records(data=...)`.")
 
 
 def score_table(records, reading="last", scores=SCORES, digits=3):

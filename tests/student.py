@@ -14,6 +14,7 @@ from pathlib import Path
 
 NBS = Path(__file__).resolve().parents[1] / "nbs"
 SOLUTION = re.compile(r"^([ \t]*)### BEGIN SOLUTION\n.*?^[ \t]*### END SOLUTION$", re.M | re.S)
+NEXT = re.compile(r"#|\*\*\d")   # a heading or another exercise: what comes is no check of this one
 YOURS = r'\1raise NotImplementedError("write your own code here, in place of this line")'
 
 
@@ -22,7 +23,8 @@ def without_solutions(notebook):
     found, check_follows = 0, False
     for cell in notebook["cells"]:
         if cell["cell_type"] != "code":
-            check_follows = False
+            if NEXT.match("".join(cell["source"])):
+                check_follows = False
             continue
         source, count = SOLUTION.subn(YOURS, "".join(cell["source"]))
         if count or check_follows:

@@ -511,12 +511,16 @@ def test_threads_are_those_of_the_fit_and_of_nothing_else(images, tmp_path):
             seen.append(torch.get_num_threads())
             return super().fit(X)
 
+        def transform(self, X):
+            seen.append(torch.get_num_threads())
+            return super().transform(X)
+
     before = torch.get_num_threads()
     record, = run(Spy(3, **TINY), images, seeds=1, results=tmp_path, threads=3, say=None)
-    assert seen == [3] and record["environment"]["threads"] == 3 and torch.get_num_threads() == before
+    assert seen[0] == 3 and set(seen[1:]) == {1} and record["environment"]["threads"] == 3 and torch.get_num_threads() == before
 
 
-def test_every_run_resumes_its_own_checkpoint(images, recorded, tmp_path):
+def test_every_run_resumes_its_own_checkpoint(images, recorded, tmp_path, monkeypatch):
     model = IDEC(3, **TINY, checkpoint_dir=str(tmp_path / "ck"), resume=True)
     stop = model.get_params() | {"max_epochs": 1}
     records = run(model, images, seeds=2, results=tmp_path / "r", say=None)
@@ -527,18 +531,23 @@ def test_every_run_resumes_its_own_checkpoint(images, recorded, tmp_path):
     files = sorted((tmp_path / "r" / "idec").rglob("seed-1.json"))
     for file in files:
         file.unlink()
+    epochs = []
+    monkeypatch.setattr(IDEC, "_checkpoint", lambda self, phase, epoch, force: epochs.append((phase, epoch)))
     assert run(model, images, seeds=2, results=tmp_path / "r", say=None)[1]["scores"] == records[1]["scores"]
+    assert not epochs, "all epochs were there"
+    monkeypatch.setattr(experiments, "code_digest", lambda estimator: "another code")
+    assert run(model, images, seeds=[1], results=tmp_path / "r", say=None)[0]["code"] == "another code"
+    assert len(epochs) >= 6, "what other code has left is not gone on with"
 
 
 def test_a_replaced_record_takes_its_arrays_along(images, tmp_path):
-    model = KMeans(3, n_init=1)
-    deep = IDEC(3, **TINY)
-    for estimator in (model, deep):
-        folder = record_folder(estimator, images, tmp_path)
-        run(estimator, images, seeds=1, results=tmp_path, say=None)
-        (folder / "seed-0.json").write_text("{}")
-        run(estimator, images, seeds=1, results=tmp_path, say=None, keep=False)
-        assert not list(folder.glob("*.safetensors")) and (folder / "seed-0.labels.npz").exists()
+    model = IDEC(3, **TINY)
+    folder = record_folder(model, images, tmp_path)
+    run(model, images, seeds=1, results=tmp_path, say=None)
+    assert len(list(folder.glob("*.safetensors"))) == 2
+    (folder / "seed-0.json").write_text("{}")
+    run(model, images, seeds=1, results=tmp_path, say=None, keep=False)
+    assert not list(folder.glob("*.safetensors")) and (folder / "seed-0.labels.npz").exists()
 
 
 def test_readings_may_be_numpy_numbers(images, tmp_path):
@@ -555,6 +564,8 @@ def test_images_to_learn_from_have_to_be_alike_before_a_fit(images, placed, tmp_
         run(SimCLR(), images, seeds=1, results=tmp_path, pretrain=colour)
     with pytest.raises(ValueError, match=r"other sizes .*\(10, 10\) and \(12, 12\)"):
         run(placed[2], images, seeds=1, results=tmp_path, pretrain=phantom(n=40, size=10))
+    with pytest.raises(ValueError, match="load both alike"):
+        run(SimCLR(), dataclasses.replace(images, images=images.images.reshape(90, -1).astype(np.float32), masks=None), seeds=1, results=tmp_path, pretrain=images)
     assert not list(tmp_path.iterdir())
 
 
@@ -646,7 +657,8 @@ def test_cluster_table_says_what_the_records_say(placed):
         assert table.loc[row, "by vote"] == f"{np.mean(votes):.3f} ± {np.std(votes, ddof=1):.3f}"
         nmi = [r["scores"][f"held out, {reading}"]["nmi"] for r in records]
         assert table.loc[row, "nmi"] == f"{np.mean(nmi):.3f} ± {np.std(nmi, ddof=1):.3f}"
-    assert (table["random, by vote"] != "").all()
+    lots = [r["scores"]["held out, random clusters by vote"]["accuracy"] for r in records]
+    assert table.loc["placed", "random, by vote"] == f"{np.mean(lots):.3f} ± {np.std(lots, ddof=1):.3f}"
     other = cluster_table(pd.concat([frame, frame.assign(settings="other", nmi=frame["nmi"] + 1)]))
     assert list(other.index[:2]) == ["placed", "placed"] and other["nmi"].iloc[0] == table["nmi"].iloc[0] and set(other["seeds"]) == {"2"}, "two settings are two rows"
     assert table.loc["placed", "clusters"] == "5.0 ± 0.0" and not cluster_table(frame, "training").equals(table)
@@ -672,5 +684,8 @@ def test_a_line_of_a_table_is_of_one_set(images, tmp_path):
     both, one = (study_records({"k-means": model}, name, tmp_path) for name in ("phantom", f"phantom-{images.task}-12x12"))
     assert set(one["set"]) == {f"phantom-{images.task}-12x12"} and len(both) == 2 * len(one)
     assert score_table(one).loc["k-means", "seeds"] == "2"
-    with pytest.raises(ValueError, match=r"k-means: seeds come more than once.*phantom-3-class-10x10, phantom-3-class-12x12; choose one"):
-        score_table(both)
+    for mixed in (both, both[(both["seed"] == 0) == (both["set"] == one["set"].iloc[0])]):   # seeds that come twice, and seeds of another set
+        with pytest.raises(ValueError, match=r"k-means: a line of a table is of one set.* phantom-3-class-10x10, phantom-3-class-12x12\. Choose"):
+            score_table(mixed)
+    with pytest.raises(ValueError, match="seeds that come more than once"):
+        score_table(pd.concat([one, one]).drop(columns="set"))

@@ -254,11 +254,11 @@ def test_the_students_version_has_no_solutions(path):
 def test_solutions_and_their_outputs_are_taken_out(tmp_path, capsys):
     def code(source): return {"cell_type": "code", "source": source.splitlines(True), "outputs": [{"text": "42"}], "execution_count": 1}
     body = "def f(x):\n    y = x\n    ### BEGIN SOLUTION\n    if y:\n        return 1\n    ### END SOLUTION"
-    notebook = {"cells": [code("1"), code(body), code("assert f(1) == 1"), {"cell_type": "markdown", "source": ["text"]}, code("2")]}
+    notebook = {"cells": [code("1"), code(body), code("assert f(1) == 1"), {"cell_type": "markdown", "source": ["text"]}, code("f(2)"), {"cell_type": "markdown", "source": ["**2. Next.**"]}, code("2")]}
     assert student.without_solutions(notebook) == 1
     own = "".join(notebook["cells"][1]["source"])
     assert own.startswith("def f(x):\n    y = x\n    raise NotImplementedError(") and "return" not in own
-    assert [bool(c["outputs"]) for c in notebook["cells"] if c["cell_type"] == "code"] == [True, False, False, True]
+    assert [bool(c["outputs"]) for c in notebook["cells"] if c["cell_type"] == "code"] == [True, False, False, False, True]
     space = {}
     exec(own, space)
     with pytest.raises(NotImplementedError, match="your own code"):
