@@ -352,7 +352,7 @@ def _run_one(estimator, images, seed, folder, label, threads, keep, pretrain=Non
     fresh, before = _seeded_clone(estimator, seed), torch.get_num_threads()
     X, split = _input(fresh, images), _split(fresh, images, seed)
     if getattr(fresh, "checkpoint_dir", None) is not None:   # each run resumes its own, made by this code from these data
-        made_by = f"{code_digest(estimator)}-{(pretrain or images).sha256[:10]}"
+        made_by = f"{code_digest(estimator)}-{(images if pretrain is None else pretrain).sha256[:10]}"
         fresh.set_params(checkpoint_dir=str(Path(fresh.checkpoint_dir, *folder.parts[-3:], made_by, f"seed-{seed}")))
     start = time.perf_counter()
     try:
@@ -426,9 +426,10 @@ def run(estimator, images, seeds=5, label=None, results=None, n_jobs=1, threads=
 
     Parameters
     ----------
-    estimator : not fitted; a `checkpoint_dir` of its own gets a folder for each run inside. A clusterer with scikit-learn's interface (`fit`, `labels_`), a classifier that also has
+    estimator : not fitted; a clusterer with scikit-learn's interface (`fit`, `labels_`), a classifier that also has
         `transform` and `predict_proba`, or a `DeepEstimator` that learns an embedding without labels; a clusterer with
-        `held_out = True`, `predict` and `transform` is scored on held-out images too
+        `held_out = True`, `predict` and `transform` is scored on held-out images too. In its `checkpoint_dir`, if it has
+        one, each run gets a folder
     images : ImageSet; for a clusterer its labels are used for scoring only, for the others see `PROTOCOL`
     seeds : int (that many, from 0) or list of int
     label : str, the row's name in tables; the class name if None
@@ -464,7 +465,7 @@ def run(estimator, images, seeds=5, label=None, results=None, n_jobs=1, threads=
     todo = [s for s in seeds if found[s] is None]
     if say:
         say(f"{label}: {len(seeds) - len(todo)} of {len(seeds)} seeds are there, {len(todo)} to run")
-        if pretrain is not None and pretrain.sha256 == images.sha256:
+        if pretrain is not None and images.sha256 and pretrain.sha256 == images.sha256:
             say(f"{label}: learns from all images of {pretrain.name}, without labels, those held out included")
     jobs = (joblib.delayed(_run_one)(estimator, images, s, folder, label, threads, keep == "all" or keep and s == seeds[0],
                                        pretrain, readings) for s in todo)
