@@ -201,7 +201,7 @@ def _readings(method, images, grad_cam, generated):
     room.marked_rows(images)   # no mask is an error now, not after an hour of training
     return {"Grad-CAM": room.localisation}
 
-
+# %% ../nbs/60_cli.ipynb #d9d19652
 def _records_of(experiments, todo, images, results, pretrain=None):
     "The records of these estimators on these images, in their order."
     frame = experiments.study_records(todo, images.name, results)
@@ -335,7 +335,7 @@ def _demo_parts(images, table, record):
     return [intro, table, *_demo_figures(images, model),
             f"Data: {images.citation} Licence: {images.licence}."]
 
-
+# %% ../nbs/60_cli.ipynb #de77f7eb
 def _demo_figures(images, model):
     "The figures as HTML, each drawn on a figure of its own."
     figure, plots = import_module("matplotlib.figure").Figure, import_module("bc_clust.plots")

@@ -601,7 +601,7 @@ def score_table(records, reading="last", scores=SCORES, digits=3):
         raise ValueError(f"No record has the reading {reading!r}; readings: {', '.join(records['reading'].unique())}.")
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
 
-
+# %% ../nbs/07_experiments.ipynb #e5173b72
 def cluster_table(records, part="held out", digits=3):
     """What a clusterer's records say of its clusters: one to one, and by vote, beside random clusters and k-means on the pixels.
 
