@@ -182,7 +182,8 @@ def _cost_cells(record):
 def _views(record):
     """A line for each network and pair of sides: views a second, the ratio, and where the time of a step goes.
 
-    The rate is that of the multiplications of the encoder, forward and twice backward, as a share of the matrix rate of the machine.
+    The rate is that of the multiplications of the encoder, forward and twice backward, as a share of the matrix rate that was
+    measured before each repeat.
     """
     rows = []
     for row in record["rows"]:
@@ -190,7 +191,7 @@ def _views(record):
             side = ours.split(",")[0]
             views = [np.median([run["sides"][s]["views_per_second"] for run in row["runs"]]) for s in (theirs, side)]
             ratio = [run["ratio"][ours] for run in row["runs"]]
-            rate = 6 * row["macs"] * views[1] / 1e9 / record["gflops"][side.split()[1]]
+            rate = np.median([6 * row["macs"] * run["sides"][side]["views_per_second"] / 1e9 / run["gflops"][side.split()[1]] for run in row["runs"]])
             rows.append({"network": row["backbone"], "lightly in": theirs.split()[1], "bc_clust in": side.split()[1],
                          "lightly, views a second": _number(views[0]), "bc_clust, views a second": _number(views[1]),
                          "ratio (median)": f"{np.median(ratio):.2f}", "ratio (range)": f"{min(ratio):.2f} to {max(ratio):.2f}",

@@ -586,6 +586,8 @@ def test_views_say_where_the_time_goes(pretraining):
         assert list(parts) == ["views", "forward", "backward", "optimiser"] and min(parts.values()) >= 0 and parts["forward"] > 0
     shown = table(path).iloc[0]
     run = [r["ratio"]["bc_clust float32"] for r in record["rows"][0]["runs"]]
+    share = sorted(6 * record["rows"][0]["macs"] * r["sides"]["bc_clust float32"]["views_per_second"] / 1e9 / r["gflops"]["float32"] for r in record["rows"][0]["runs"])
+    assert shown["bc_clust, % of the matrix rate"] == f"{100 * sum(share) / 2:.0f}" and share[0] > 0, "each repeat by the rate measured before it"
     assert shown["network"] == "resnet18" and shown["ratio (median)"] == f"{sum(run) / 2:.2f}" and "forward" in shown["lightly's step"]
 
 
