@@ -458,6 +458,8 @@ def run(estimator, images, seeds=5, label=None, results=None, n_jobs=1, threads=
         _check_alike(estimator, images, pretrain)
     if readings and not _holds_out(estimator):
         raise ValueError(f"readings are for estimators that are scored on held-out images, not for {type(estimator).__name__}.")
+    if _holds_out(estimator) and len(np.unique(images.labels)) < 2:
+        raise ValueError(f"{images.name} holds one class only: what is scored on held-out images needs at least two.")
     label = label or type(estimator).__name__
     folder = record_folder(estimator, images, results, pretrain)
     code, data = code_digest(estimator), _data_of(images, estimator, pretrain)

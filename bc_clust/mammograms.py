@@ -609,6 +609,9 @@ def _load_inbreast(task=None, size=None, root=None, download=True, complete=True
     columns = {"File Name": "file", "Laterality": "side", "View": "view", "ACR": "density", "Bi-Rads": "bi_rads"}
     table = _read_table(folder / "INbreast.csv", columns, sep=";").rename(columns=columns)[list(columns.values())]
     table = table[table.file != ""]   # the file ends in empty rows
+    _known_values(table, "side", ("L", "R"), folder / "INbreast.csv")
+    if table.file.duplicated().any():
+        raise DataIntegrityError(f"{folder / 'INbreast.csv'}: {table.file[table.file.duplicated()].iloc[0]!r} has two rows; expected a row a picture")
     paths = {p.name.split("_")[0]: p for p in sorted((folder / "AllDICOMs").glob("*.dcm"))}
     _no_strangers(paths, set(table.file), folder)
     table = _with_files(table.assign(path=table.file.map(paths)), complete, folder)

@@ -40,7 +40,7 @@ def _probe(build, Z, y, groups, n_splits, n_repeats, random_state, pos_label):
     _check_lengths(y=y, groups=groups)
     classes, codes = _encode(y, "y")
     if len(classes) < 2:
-        raise ValueError(f"y holds one class only, {classes[0]!r}: a probe needs at least two.")
+        raise ValueError(f"y holds one class only, {classes.tolist()[0]!r}: a probe needs at least two.")
     if pos_label is not None and pos_label not in classes.tolist():
         raise ValueError(f"pos_label={pos_label!r} is not among the classes {classes.tolist()} of y.")
     positive = None if pos_label is None else classes.tolist().index(pos_label)
@@ -70,7 +70,7 @@ def logistic_regression(y, groups=None, C=1.0, class_weight=None, random_state=0
 
     Raises
     ------
-    ValueError : for a `C` that is not positive, or inner folds that cannot be made
+    ValueError : for a `C` that is not positive; where C has to be chosen, for a `y` of one class, or inner folds that cannot be made
     """
     strengths = np.atleast_1d(np.asarray(C, dtype=float))
     if strengths.size == 0 or not (strengths > 0).all() or not np.isfinite(strengths).all():
@@ -78,6 +78,8 @@ def logistic_regression(y, groups=None, C=1.0, class_weight=None, random_state=0
     model = make_pipeline(StandardScaler(), LogisticRegression(C=strengths[0], class_weight=class_weight, max_iter=2000))
     if np.ndim(C) == 0:
         return model
+    if len(np.unique(y)) < 2:
+        raise ValueError("y holds one class only: no C can be chosen; give at least two.")
     inner = list(grouped_folds(y, groups, n_splits=3, random_state=random_state))
     return GridSearchCV(model, {"logisticregression__C": strengths.tolist()}, scoring="neg_log_loss", cv=inner)
 
@@ -182,6 +184,8 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         y = _as_labels(y, "y")
         Z = torch.from_numpy(_as_matrix(Z, len(y)).astype(np.float32))
         self.classes_, codes = _encode(y, "y")
+        if len(self.classes_) < 2:
+            raise ValueError(f"y holds one class only, {np.asarray(self.classes_).tolist()[0]!r}; give at least two.")
         codes = torch.from_numpy(codes).long()
         layer = nn.Linear(Z.shape[1], len(self.classes_))
         nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)

@@ -27,13 +27,14 @@ BESIDE = {"bc_clust float32": "lightly float32", "bc_clust bfloat16": "lightly f
 NOTES = [
     "lightly as in its own example: SimCLRTransform on PIL images in RGB behind a DataLoader, one forward pass for each view, "
     "SimCLRProjectionHead without BatchNorm, NTXentLoss, lightly's LARS.",
-    "Both: torchvision's residual blocks behind a 3 x 3 convolution of stride 1 without pooling, crops of 50 to 80 % of the area to "
-    "32 pixels, both mirrors with probability 0.5, brightness and contrast of 0.4, blur with probability 0.5; a smaller last batch is left out.",
+    "Both: torchvision's residual blocks behind a 3 x 3 convolution of stride 1 without pooling, crops to 32 pixels, both mirrors with "
+    "probability 0.5, brightness and contrast by factors of 0.6 to 1.4, blur with probability 0.5; a smaller last batch is left out.",
     "The images lie in memory at 224 pixels; no file is read. bc_clust's are grey, lightly's the same grey three times, so its first "
     "convolution has 1,152 weights more.",
-    "bc_clust changes whole batches as tensors and passes both views at once; channels-last memory in bfloat16. lightly's bfloat16 is "
+    "bc_clust changes whole batches as tensors and passes both views at once, in channels-last memory. lightly's bfloat16 is "
     "torch's autocast, and no more.",
-    "The views have the same kinds of changes but not the same law: lightly's ColorJitter multiplies where bc_clust's brightness adds.",
+    "The views have the same kinds of changes but not the same law: lightly's crops take 50 to 100 % of the area and change brightness and "
+    "contrast together in 80 % of the views; bc_clust's take 50 to 80 % and change brightness in 80 %, contrast in 20 %.",
     "With --workers 0 lightly prepares its images while the network waits.",
 ]
 

@@ -158,6 +158,13 @@ def test_seeds_are_checked(images, tmp_path, seeds):
         run(KMeans(2), images, seeds=seeds, results=tmp_path)
 
 
+def test_one_class_is_refused_before_the_training(images, tmp_path):
+    one = dataclasses.replace(images, labels=np.zeros_like(images.labels), class_names=("benign",))
+    with pytest.raises(ValueError, match="phantom holds one class only: what is scored on held-out images needs at least two"):
+        run(SimCLR("resnet18", image_size=16), one, seeds=1, results=tmp_path, say=None)
+    assert not list(tmp_path.iterdir())
+
+
 def test_unwritable_results_folder(images, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(OSError, match="cannot write .*Choose a folder"):

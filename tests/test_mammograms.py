@@ -557,6 +557,8 @@ def dicom_of(base, number):
     (lambda b: change(b / "INbreast.csv", "Bi-Rads", "BIRADS"), r"lacks the column 'Bi-Rads'; it has 'Patient ID', .*'BIRADS'"),
     (lambda b: change(b / "INbreast.csv", ";", ","), "lacks the column 'File Name' and 'Laterality'"),
     (lambda b: change(b / "INbreast.csv", ";202;", ";902;"), "'202' has no row in the table"),
+    (lambda b: change(b / "INbreast.csv", ";L;CC", ";Q;CC"), "INbreast.csv: the side 'Q' is unknown; expected 'L' or 'R'"),
+    (lambda b: change(b / "INbreast.csv", ";202;", ";201;"), "INbreast.csv: '201' has two rows; expected a row a picture"),
     (lambda b: change(b / "INbreast.csv", ";4a", ";0"), "the assessment '0' is unknown; expected BI-RADS 1 to 6"),
     (lambda b: dicom_of(b, 203).unlink(), r"lacks the file of '203' \(1 of 7 are missing\).*complete=False"),
     (lambda b: dicom_of(b, 203).rename(b / "AllDICOMs" / "203.dcm"), "'203.dcm' has no row"),

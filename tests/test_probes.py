@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 from bc_clust.data import grouped_folds
 from bc_clust.metrics import classification_scores
-from bc_clust.probes import LinearClassifier, SoftmaxClassifier, knn_probe, linear_probe
+from bc_clust.probes import LinearClassifier, SoftmaxClassifier, knn_probe, linear_probe, logistic_regression
 from bc_clust.training import CheckpointError, load_estimator, save
 
 COLUMNS = ["repeat", "fold", "n_train", "n_test", "accuracy", "majority_share", "balanced_accuracy", "f1",
@@ -194,6 +194,17 @@ def test_linear_classifier_answers_and_determinism():
 def test_linear_classifier_refuses(settings, word):
     with pytest.raises(ValueError, match=word):
         LinearClassifier(**settings).fit(*two_clouds())
+
+
+def test_one_class_is_refused():
+    with pytest.raises(ValueError, match="y holds one class only, 'a'; give at least two"):
+        LinearClassifier().fit(np.zeros((4, 3)), ["a"] * 4)
+    with pytest.raises(ValueError, match="y holds one class only: no C can be chosen"):
+        logistic_regression(np.zeros(30), C=[0.1, 1])
+    assert logistic_regression(np.zeros(30), C=0.1).get_params()["logisticregression__C"] == 0.1, "y is not used where there is nothing to choose"
+
+
+def test_linear_classifier_is_fitted_first():
     with pytest.raises(NotFittedError):
         LinearClassifier().predict(np.zeros((2, 3)))
 
