@@ -220,7 +220,7 @@ def _tables(experiments, frame):
     for reading in frame.loc[taught, "reading"].unique():
         of = frame[taught & (frame["reading"] == reading)].dropna(axis=1, how="all")
         scores = (experiments.SCORES if "nmi" in of else ("mse", "mse_of_mean", "ssim", "ssim_of_mean") if "mse" in of
-                  else ("accuracy", "majority_share", "balanced_accuracy", "auc"))
+                  else ("accuracy", "majority_share", "balanced_accuracy", "f1", "auc"))
         yield reading, experiments.score_table(frame[taught], reading, scores)
     placed = frame[frame["label"].isin(frame.loc[frame["reading"] == "held out, clusters", "label"])]
     if len(placed):

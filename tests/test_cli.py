@@ -145,6 +145,11 @@ def test_learning_from_another_task_of_a_set(tmp_path):
     assert first.exit_code == second.exit_code == 0, first.output + second.output
     records = {r["data"]["pretrain"]["task"]: r for r in (json.loads(f.read_text()) for f in tmp_path.rglob("seed-0.json"))}
     assert set(records) == {"binary-class", "benign-malignant"}
+    for reading in ("linear probe", "SGD classifier", "linear probe, C chosen"):   # what was printed of each classifier
+        shown = first.output.split(f"held out, {reading}\n")[1].split("\n\n")[0]
+        assert shown.split("\n")[0].split() == ["seeds", "accuracy", "majority_share", "balanced_accuracy", "f1", "auc"]
+        scores = records["binary-class"]["scores"][f"held out, {reading}"]
+        assert shown.split()[-6:] == ["1", *(f"{scores[k]:.3f}" for k in ("accuracy", "majority_share", "balanced_accuracy", "f1", "auc"))]
     third = invoke(*elsewhere, "binary-class", "--task", "benign-malignant")   # judged on other labels: the network is there
     assert third.exit_code == 0 and sorted(json.loads(f.read_text())["pretrain_shared"] for f in tmp_path.rglob("seed-0.json")) == [False, False, True]
 
