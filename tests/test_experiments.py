@@ -307,6 +307,27 @@ def test_the_readmes_arcface_table_is_that_of_the_records():
     assert f"(NMI {by_heart:.3f}, with those labels)" in text
 
 
+def test_the_readmes_simclr_table_and_verdict_are_those_of_the_records():
+    text = " ".join((results_folder().parent / "README.md").read_text("utf-8").split())
+    small, auc = ["backbone=resnet18"], {}
+    for title, data in (("BUSI, malignant or benign", "busi-benign-malignant-224x224"), ("mini-MIAS, abnormal or normal", "mias-normal-abnormal-224x224")):
+        for method, reading in (("simclr", "held out, linear probe, C chosen"), ("supervised", "held out, classifier")):
+            frame = study_records(variants(method, 2, "paper", settings=small), data)
+            for label, part in frame[frame["reading"] == reading].groupby("label"):
+                shown = [f"{part[k].mean():.3f} ± {part[k].std():.3f}" for k in ("auc", "balanced_accuracy", "accuracy")]
+                assert f"| {title}: {label} | {len(part)} | {' | '.join(shown)} | " in text, "README.md: run `make notebooks NAMES=index` and `make sync`"
+                auc[data[:4], label] = part.set_index("seed")["auc"]
+    assert len(auc) == 10 and text.count("| BUSI, malignant or benign: ") == text.count("| mini-MIAS, abnormal or normal: ") == 5
+    simclr, untrained, pixels = (auc["busi", label] for label in ("SimCLR", "random encoder", "pixels"))
+    assert f"an AUC of {simclr.mean():.2f}, {pixels.mean():.2f} and {untrained.mean():.2f} over ten seeds" in text
+    assert f"on the same three SimCLR has {simclr[:3].mean():.2f}" in text
+    lead = simclr - untrained
+    assert f"The first three seeds made that lead {lead[:3].mean():.2f}, seven new ones {lead[3:].mean():.2f}" in text
+    photographs = study_records(variants("arcface", 2, "paper", variant="ImageNet features"), "busi-benign-malignant-224x224")
+    reached = photographs[photographs["reading"] == "held out, linear probe"]["auc"].mean()
+    assert f"(and sees 224 pixels) reach {reached:.2f}, over five seeds" in text
+
+
 def test_markdown_table():
     table = pd.DataFrame({"top_accuracy": ["0.5"]}, index=pd.Index(["k-means"], name="method"))
     assert markdown_table(table).splitlines() == ["| method | top accuracy |", "| --- | --- |", "| k-means | 0.5 |"]
