@@ -325,7 +325,10 @@ def test_the_readmes_simclr_table_and_verdict_are_those_of_the_records():
     assert f"The first three seeds made that lead {lead[:3].mean():.2f}, seven new ones {lead[3:].mean():.2f}" in text
     photographs = study_records(variants("arcface", 2, "paper", variant="ImageNet features"), "busi-benign-malignant-224x224")
     reached = photographs[photographs["reading"] == "held out, linear probe"]["auc"].mean()
-    assert f"(and sees 224 pixels) reach {reached:.2f}, over five seeds" in text
+    assert f"(and sees 224 pixels) reach {reached:.2f} over the first five seeds, where SimCLR has {simclr[:5].mean():.2f}" in text
+    small_scans = study_records(variants("simclr", 2, "paper", settings=small), "breastmnist-binary-class-28x28").query("reading == 'held out, linear probe, C chosen'")
+    mean = small_scans.groupby("label")["auc"].mean()
+    assert f"SimCLR is {mean['SimCLR'] - mean['random encoder']:.2f} above the untrained network and {mean['SimCLR'] - mean['pixels']:.2f} above the pixels" in text
 
 
 def test_markdown_table():
