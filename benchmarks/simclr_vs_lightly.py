@@ -33,8 +33,8 @@ NOTES = [
     "convolution has 1,152 weights more.",
     "bc_clust changes whole batches as tensors and passes both views at once, in channels-last memory. lightly's bfloat16 is "
     "torch's autocast, and no more.",
-    "The views have the same kinds of changes but not the same law: lightly's crops take 50 to 100 % of the area and change brightness and "
-    "contrast together in 80 % of the views; bc_clust's take 50 to 80 % and change brightness in 80 %, contrast in 20 %.",
+    "The views have the same kinds of changes but not the same law: lightly crops to 50 to 100 % of the area and changes brightness and "
+    "contrast together in 80 % of the views; bc_clust crops to 50 to 80 % and changes brightness in 80 %, contrast in 20 %.",
     "With --workers 0 lightly prepares its images while the network waits.",
 ]
 
