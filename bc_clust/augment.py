@@ -302,6 +302,7 @@ def resized_crop(x, box, size):
     if box.shape != (len(x), 4) or box.is_floating_point() or box.is_complex() or box.dtype == torch.bool:
         raise ValueError(f"box has shape {tuple(box.shape)} and dtype {box.dtype}; "
                          f"give integers {(len(x), 4)}: top, left, height and width of each image")
+    box = box.long()                                    # sums of small integer types overflow
     first, sides = box[:, :2], box[:, 2:]
     if (first < 0).any() or (sides < 1).any() or (first + sides > torch.tensor([h, w], device=x.device)).any():
         raise ValueError(f"a box is empty or leaves its image of {h} x {w} pixels; "

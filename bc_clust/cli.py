@@ -153,6 +153,9 @@ def run(method: Annotated[str, typer.Argument(help="arcface, contrastive-ae, con
     "Fit a method for several seeds, leave records, print the table."
     experiments, chosen = import_module("bc_clust.experiments"), _seeds(seeds)
     rows = variants(method, 2, profile, variant, set_, study)  # a wrong name fails before data are loaded
+    for name, option in {"random_state": "--seeds", "device": "--device", "pretrain_dir": "--pretrained"}.items():
+        if any(text.partition("=")[0] == name for text in set_):
+            raise typer.BadParameter(f"--set {name} is given by an option of its own here: {option}")
     if label and len(rows) > 1:
         raise typer.BadParameter(f"--label is the name of one row, and these are {len(rows)}: {', '.join(rows)}; choose one with --variant")
     if pretrain_task and not pretrain:

@@ -513,6 +513,19 @@ def _valid_record(file, code, data, readings, label, say):
     return record
 
 # %% ../nbs/07_experiments.ipynb #58904ed0
+def _read_record(file):
+    "A record, with all that a table needs; a ValueError that names the file where something is missing."
+    try:
+        record = json.loads(file.read_text("utf-8"))
+        missing = {"label", "seed", "scores", "method", "data", "code", "seconds"} - record.keys()
+        why = f"it lacks {', '.join(sorted(missing))}" if missing else None
+    except (ValueError, AttributeError) as error:   # no JSON, or no dict
+        why = str(error)
+    if why:
+        raise ValueError(f"the record {file} is damaged ({why}); remove it, or run these settings again, which replaces it")
+    return record
+
+
 def read_records(results=None, method=None, data=None, labels=None):
     """Records as a DataFrame: a row for each seed and reading.
 
@@ -529,7 +542,7 @@ def read_records(results=None, method=None, data=None, labels=None):
     """
     rows = []
     for file in sorted(Path(results or results_folder()).glob(f"{method or '*'}/{data or '*'}*/*/seed-*.json")):
-        record = json.loads(file.read_text("utf-8"))
+        record = _read_record(file)
         if (data and data not in (record["data"]["name"], file.parent.parent.name)) or (labels and record["label"] not in labels):
             continue
         for reading, scores in record["scores"].items():

@@ -9,7 +9,8 @@ __all__ = ['LOCALISATION', 'grad_cam', 'ScoreNetwork', 'heat_maps', 'pointing_ga
 # %% ../nbs/21_gradcam.ipynb #080b3259
 import numpy as np
 import torch
-from sklearn.base import is_classifier
+from sklearn.base import BaseEstimator, is_classifier
+from sklearn.utils.validation import check_is_fitted
 from torch import nn
 from torch.nn import functional as F
 
@@ -31,13 +32,23 @@ def _check_explained(network, layer, x):
         raise ValueError(f"x is {got}; give floats (n, channels, h, w), at least one image")
 
 
+def _as_target(target):
+    "Classes as a tensor; names of classes are refused."
+    if isinstance(target, torch.Tensor):
+        return target
+    target = np.asarray(target)
+    if target.dtype.kind not in "iufb":
+        raise ValueError(f"target is {target.tolist()!r}; give columns of the scores, whole numbers from 0 on, not names")
+    return torch.from_numpy(np.array(target))
+
+
 def _chosen(scores, target):
     "The column of scores (n, k) that is explained for each image."
     if scores.ndim != 2:
         raise ValueError(f"the network gives {tuple(scores.shape)}; Grad-CAM explains class scores (n, k)")
     if target is None:
         return scores.argmax(1)
-    target = torch.as_tensor(target, device=scores.device)
+    target = _as_target(target).to(scores.device)
     if target.is_floating_point() or target.dtype == torch.bool or target.ndim > 1 or (target.ndim and len(target) != len(scores)) or not (
             (target >= 0) & (target < scores.shape[1])).all():
         raise ValueError(f"target is {target.tolist()}; give a class from 0 to {scores.shape[1] - 1}, one for all or one for each "
@@ -98,12 +109,18 @@ def grad_cam(network, layer, x, target=None):
 
 # %% ../nbs/21_gradcam.ipynb #d77a3032
 def _as_layer(classifier, n_features, device):
+    if not isinstance(classifier, BaseEstimator):
+        raise ValueError(f"classifier is {classifier!r}; give a fitted LinearClassifier")
+    check_is_fitted(classifier)
+    if not hasattr(classifier, "coef_"):
+        raise ValueError(f"{type(classifier).__name__} is no linear layer on the features; give a fitted LinearClassifier (a pipeline changes "
+                         "the features first)")
     weights = torch.as_tensor(classifier.coef_, dtype=torch.float32, device=device)
     if weights.shape[1] != n_features:
         raise ValueError(f"the classifier was fitted to {weights.shape[1]} features, the encoder gives {n_features}")
     if len(weights) < 2:
         raise ValueError("the classifier has one row of weights; give one with a row for each class, such as LinearClassifier")
-    layer = nn.Linear(*weights.shape[::-1], device=device)
+    layer = torch.nn.utils.skip_init(nn.Linear, *weights.shape[::-1], device=device)   # leaves torch's global generator alone
     layer.weight, layer.bias = (nn.Parameter(torch.as_tensor(v, dtype=torch.float32, device=device)) for v in (weights, classifier.intercept_))
     return layer
 
@@ -120,11 +137,16 @@ class ScoreNetwork(nn.Module):
 
     Raises
     ------
-    ValueError : where there is no classifier, it was fitted to features of another length, or it has one score for two classes
+    ValueError : where there is no classifier, it is not fitted or not linear, was fitted to other features than the encoder's h, or
+        has one score for two classes; for an encoder that is not fitted
     """
 
     def __init__(self, encoder, classifier=None):
         super().__init__()
+        check_is_fitted(encoder)
+        if getattr(encoder, "output", "features") != "features":
+            raise ValueError(f"the encoder's output is {encoder.output!r}, and a map explains the features; fit the classifier to those of "
+                             "set_params(output=\"features\")")
         if classifier is None and not hasattr(encoder, "classifier_"):
             raise ValueError(f"{type(encoder).__name__} has no classifier of its own; give a LinearClassifier fitted to its features")
         self.backbone = encoder.backbone_
@@ -139,6 +161,7 @@ class ScoreNetwork(nn.Module):
         return self.head(self.backbone((x - self.mean) / self.std))
 
 # %% ../nbs/21_gradcam.ipynb #28dca080
+@torch.inference_mode(False)   # also where the caller has switched gradients off for good
 def heat_maps(encoder, X, classifier=None, target=None, image_size=None):
     """Grad-CAM of images at the last map of an encoder.
 
@@ -146,17 +169,17 @@ def heat_maps(encoder, X, classifier=None, target=None, image_size=None):
     ----------
     encoder, classifier : as of `ScoreNetwork`
     X : array (n, h, h) or (n, h, h, 3), images as the encoder takes them
-    target : as of `grad_cam`, columns of the classifier
+    target : as of `grad_cam`, columns of the classifier, also a pandas column
     image_size : int, optional, pixels at which the encoder sees them; its own by default
 
     Returns
     -------
     float32 array (n, u, v); with the stem for small images u = v = image_size / 8, computed in float32
     """
-    X = np.asarray(X)
+    X = np.array(X)            # a copy: of a reversed view no single image can become a tensor
     encoder.transform(X[:1])   # says what is wrong with X, and puts the networks on their device
     x, network = encoder._checked(X), ScoreNetwork(encoder, classifier)
-    target = None if target is None else torch.as_tensor(target)
+    target = None if target is None else _as_target(target)
     if target is not None and target.ndim and len(target) != len(x):
         raise ValueError(f"target holds {len(target)} classes for {len(x)} images; give one for each, or one for all")
     size, maps = encoder.image_size if image_size is None else image_size, []
@@ -176,7 +199,7 @@ def _check_measured(heat, masks):
     empty = np.flatnonzero(~masks.any((1, 2)))
     if len(empty):
         raise ValueError(f"{len(empty)} masks are empty, the first in row {empty[0]}; leave images without a lesion out (`marked_rows`)")
-    return heat, masks
+    return np.ascontiguousarray(heat), np.ascontiguousarray(masks)
 
 
 def _points(heat, shape):
@@ -243,7 +266,7 @@ def centre_map(side=33):
 
 def best_maps(masks, shape):
     "Heat maps (n, u, v) of this shape (u, v): the share of each place that is mask."
-    return F.adaptive_avg_pool2d(torch.from_numpy(np.asarray(masks)).float(), tuple(shape)).numpy()
+    return F.adaptive_avg_pool2d(torch.from_numpy(np.ascontiguousarray(masks)).float(), tuple(shape)).numpy()
 
 
 def dealt_out(heat, masks, groups=None):
@@ -260,6 +283,8 @@ def dealt_out(heat, masks, groups=None):
     """
     heat, masks = _check_measured(heat, masks)
     groups = np.arange(len(heat)) if groups is None else np.asarray(groups)
+    if groups.shape != (len(heat),):
+        raise ValueError(f"groups has shape {groups.shape}; give one entry for each of the {len(heat)} images")
     others = groups[:, None] != groups[None]           # map, mask
     if not others.any():
         raise ValueError(f"all {len(heat)} images are of one group: there is no other image to lay a map over")
@@ -297,8 +322,12 @@ def localisation_scores(heat, masks, average, groups=None):
 
 # %% ../nbs/21_gradcam.ipynb #b3dc9f99
 def marked_rows(images, rows=None):
-    "Those of `rows` (all by default) whose mask in the ImageSet is not empty, an int array; ValueError where there is none."
-    rows = np.arange(len(images.images)) if rows is None else np.asarray(rows)
+    """Those of `rows` (ints, or a bool for each image; all by default) whose mask in the ImageSet is not empty, an int array.
+
+    ValueError where there is none.
+    """
+    every = np.arange(len(images.images))
+    rows = every if rows is None else every[np.asarray(rows, dtype=None if np.size(rows) else int)]
     found = [] if images.masks is None else rows[images.masks[rows].any((1, 2))]
     if not len(found):
         raise ValueError(f"{images.name} has no outlines of lesions among these {len(rows)} images; busi, mias and phantom have")

@@ -9,6 +9,7 @@ __all__ = ['CARDS', 'write_phantom_mias', 'phantom_films', 'load_folder', 'read_
 import dataclasses
 import re
 import tempfile
+from collections.abc import Hashable
 from hashlib import sha256
 from pathlib import Path
 
@@ -179,6 +180,9 @@ def _load_mias(task=None, size=None, root=None, download=True, complete=True):
     info = _read_info(folder / "Info.txt")
     paths = _mias_paths(folder, info, complete)
     info = info[info.film.isin(list(paths))].reset_index(drop=True)
+    if task != "normal-abnormal" and not (info.severity != "" if task == "benign-malignant" else info.radius.notna()).any():
+        raise DataIntegrityError(f"{folder}: none of its {len(paths)} films has what the task {task!r} asks about; take films with lesions, "
+                                 "or the task 'normal-abnormal'")
     films, sides = zip(*map(_read_film, paths.values()))
     digest = sha256(info.to_csv(index=False, lineterminator="\n").encode())
     for name, film in zip(paths, films):
@@ -255,7 +259,7 @@ def write_phantom_mias(folder, n=24, side=512, random_state=0):
     folder : path
         Gets a new folder `mini-mias`.
     n : int
-        Number of films, an even number of 12 or more. About 36 in 100 are abnormal, half of these malignant;
+        Number of films, an even number from 12 to 998. About 36 in 100 are abnormal, half of these malignant;
         one has two circles, and one is abnormal without a circle.
     side : {512, 1024}
         Pixels a side; `Info.txt` counts in 1024 either way.
@@ -274,24 +278,27 @@ def write_phantom_mias(folder, n=24, side=512, random_state=0):
     FileExistsError
         Where `mini-mias` is there already.
     """
-    if not isinstance(n, (int, np.integer)) or n < 12 or n % 2:
-        raise ValueError(f"n must be an even number of 12 or more, because films come in pairs; got {n!r}")
-    if side not in (512, 1024):
+    if not isinstance(n, (int, np.integer)) or not 12 <= n <= 998 or n % 2:
+        raise ValueError(f"n must be an even number from 12 to 998, because films come in pairs and their names have three digits; got {n!r}")
+    if not isinstance(side, (int, np.integer)) or side not in (512, 1024):
         raise ValueError(f"side must be 512 or 1024, got {side!r}")
     _check_seed(random_state)
     rng, base, lines = np.random.default_rng(random_state), Path(folder) / _MIAS_FOLDERS[0], ["Simulated films, for trying out.", ""]
     if base.exists():
         raise FileExistsError(f"{base} is there already; give another folder, or move it away")
-    base.mkdir(parents=True)
     tissues = rng.choice(list("FGD"), n // 2).repeat(2)
     breasts = [breast for tissue in tissues[::2] for breast in _draw_pair(tissue, rng)]
-    for k, (lesions, tissue) in enumerate(zip(_draw_lesions(breasts, rng), tissues)):
-        film, circled = f"mdb{k + 1:03d}", [lesion for lesion in lesions if lesion[3]]
-        pixels = _draw_film(side, k % 2 == 0, breasts[k], circled, len(circled) < len(lesions), rng)
-        Image.fromarray(pixels).save(base / f"{film}.pgm")
-        lines += [f"{film} {tissue} CIRC {s} {x} {y} {r}" if r else f"{film} {tissue} CALC {s} *NOTE 3*" for s, x, y, r in lesions]
-        lines += [] if lesions else [f"{film} {tissue} NORM "]
-    (base / "Info.txt").write_text("\n".join(lines) + "\n")
+    base.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=base.parent) as part:   # whole or not at all
+        (Path(part) / base.name).mkdir()
+        for k, (lesions, tissue) in enumerate(zip(_draw_lesions(breasts, rng), tissues)):
+            film, circled = f"mdb{k + 1:03d}", [lesion for lesion in lesions if lesion[3]]
+            pixels = _draw_film(side, k % 2 == 0, breasts[k], circled, len(circled) < len(lesions), rng)
+            Image.fromarray(pixels).save(Path(part) / base.name / f"{film}.pgm")
+            lines += [f"{film} {tissue} CIRC {s} {x} {y} {r}" if r else f"{film} {tissue} CALC {s} *NOTE 3*" for s, x, y, r in lesions]
+            lines += [] if lesions else [f"{film} {tissue} NORM "]
+        (Path(part) / base.name / "Info.txt").write_text("\n".join(lines) + "\n")
+        (Path(part) / base.name).rename(base)
     return base
 
 # %% ../nbs/08_mammograms.ipynb #f01aee81
@@ -364,8 +371,10 @@ def _key_of(groups):
     """`groups` as a function of a file's path: a function stays one, a regular expression gives its first group."""
     if callable(groups):
         def checked(name):
-            if (found := groups(name)) is None:
-                raise DataIntegrityError(f"groups gives None for the file {name!r}, so it is not known to whom the picture belongs")
+            found = groups(name)
+            if not isinstance(found, Hashable) or np.all(pd.isna(found)):
+                raise DataIntegrityError(f"groups gives {found!r} for the file {name!r}, so it is not known to whom the picture belongs; "
+                                         "it should give a name or a number")
             return found
         return checked
     try:
@@ -377,7 +386,7 @@ def _key_of(groups):
 
     def key(name):
         match = pattern.search(name)
-        if match is None:
+        if match is None or match[1] is None:
             raise DataIntegrityError(f"the file {name!r} does not fit groups={groups!r}, so it is not known to whom the picture "
                                      "belongs. Correct the expression, or move the file away")
         return match[1]
@@ -523,7 +532,7 @@ def _shown_values(dataset, path):
         raise DataIntegrityError(f"the window or VOI LUT of {path} cannot be applied ({error}); correct these fields, or remove them "
                                  "to have the picture stretched from its smallest to its largest value") from error
     low, high = float(values.min()), float(values.max())
-    return (values - low) / max(high - low, 1), "none"
+    return (values - low) / ((high - low) or 1), "none"
 
 # %% ../nbs/08_mammograms.ipynb #30e10000
 def _read_table(path, columns, sep=","):

@@ -32,6 +32,14 @@ from .metrics import _as_labels, _as_matrix, _check_lengths, _encode, classifica
 from .training import Phase, batches, check_number
 
 # %% ../nbs/06_probes.ipynb #5df0149b
+def _check_members(classes, codes, groups, n_splits, what):
+    "Every class in as many groups as there are folds, or an error that names the class as the caller does."
+    _check_lengths(y=codes, groups=groups)
+    counts = pd.Series(np.asarray(groups)).groupby(codes).nunique()
+    if counts.min() < n_splits:
+        raise ValueError(f"class {classes[counts.idxmin()]!s} has only {counts.min()} groups (or rows, where none are given), too few for {what}.")
+
+
 def _probe(build, Z, y, groups, n_splits, n_repeats, random_state, pos_label):
     "Fit `build(codes, groups)` on each training part, score on its test part; a row a fold."
     y = _as_labels(y, "y")
@@ -43,11 +51,12 @@ def _probe(build, Z, y, groups, n_splits, n_repeats, random_state, pos_label):
         raise ValueError(f"y holds one class only, {classes.tolist()[0]!r}: a probe needs at least two.")
     if pos_label is not None and pos_label not in classes.tolist():
         raise ValueError(f"pos_label={pos_label!r} is not among the classes {classes.tolist()} of y.")
+    _check_members(classes, codes, groups, n_splits, f"{n_splits} folds")
     positive = None if pos_label is None else classes.tolist().index(pos_label)
     rows = []
     with threadpool_limits(1):                          # the same bits on every machine size
         for i, (train, test) in enumerate(grouped_folds(codes, groups, n_splits, n_repeats, random_state)):
-            model = build(codes[train], groups[train]).fit(Z[train], codes[train])
+            model = build(y[train], groups[train]).fit(Z[train], codes[train])
             scores = classification_scores(codes[test], model.predict_proba(Z[test]), positive, classes=model.classes_)
             chosen = {"C": model.best_params_["logisticregression__C"]} if hasattr(model, "best_params_") else {}
             rows.append({"repeat": i // n_splits, "fold": i % n_splits, "n_train": len(train), "n_test": len(test)} | chosen | scores)
@@ -70,17 +79,22 @@ def logistic_regression(y, groups=None, C=1.0, class_weight=None, random_state=0
 
     Raises
     ------
-    ValueError : for a `C` that is not positive; where C has to be chosen, for a `y` of one class, or inner folds that cannot be made
+    ValueError : for a `C` that is not positive or another `class_weight`; where C has to be chosen, for a `y` of one class, or inner
+        folds that cannot be made
     """
     strengths = np.atleast_1d(np.asarray(C, dtype=float))
     if strengths.size == 0 or not (strengths > 0).all() or not np.isfinite(strengths).all():
         raise ValueError(f"C={C!r}: give a positive number, or several to choose from.")
+    if class_weight is not None and class_weight != "balanced":
+        raise ValueError(f"class_weight={class_weight!r}: give None, every image counts the same, or 'balanced', every class does.")
     model = make_pipeline(StandardScaler(), LogisticRegression(C=strengths[0], class_weight=class_weight, max_iter=2000))
     if np.ndim(C) == 0:
         return model
-    if len(np.unique(y)) < 2:
+    classes, codes = _encode(y, "y")
+    if len(classes) < 2:
         raise ValueError("y holds one class only: no C can be chosen; give at least two.")
-    inner = list(grouped_folds(y, groups, n_splits=3, random_state=random_state))
+    _check_members(classes, codes, np.arange(len(codes)) if groups is None else groups, 3, "the three inner folds over which C is chosen")
+    inner = list(grouped_folds(codes, groups, n_splits=3, random_state=random_state))
     return GridSearchCV(model, {"logisticregression__C": strengths.tolist()}, scoring="neg_log_loss", cv=inner)
 
 # %% ../nbs/06_probes.ipynb #f4c632ce
@@ -114,7 +128,8 @@ def linear_probe(Z, y, groups=None, n_splits=5, n_repeats=1, random_state=0, C=1
     Raises
     ------
     ValueError
-        Other lengths, missing values, a `C` that is not positive, or folds that cannot be made (see `grouped_folds`).
+        Other lengths, missing values, a `C` that is not positive, another `class_weight`, or folds that cannot be made (see
+        `grouped_folds`).
     """
     def build(codes, groups):
         return logistic_regression(codes, groups, C, class_weight, random_state)
@@ -187,7 +202,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         if len(self.classes_) < 2:
             raise ValueError(f"y holds one class only, {np.asarray(self.classes_).tolist()[0]!r}; give at least two.")
         codes = torch.from_numpy(codes).long()
-        layer = nn.Linear(Z.shape[1], len(self.classes_))
+        layer = torch.nn.utils.skip_init(nn.Linear, Z.shape[1], len(self.classes_))   # leaves torch's global generator alone
         nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
         sgd = torch.optim.SGD(layer.parameters(), lr=self.lr, momentum=self.momentum)
         generator = torch.Generator().manual_seed(self.random_state)
@@ -204,11 +219,17 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
             check_number(name, getattr(self, name), 1, integer=True)
         check_number("lr", self.lr, 0, above=True)
         check_number("momentum", self.momentum, 0, 1)
+        check_number("random_state", self.random_state, 0, 2**32 - 1, integer=True)
 
     def predict_proba(self, Z):
-        "Probabilities, float array (n, k), columns in the order of `classes_`."
+        "Probabilities, float array (n, k), columns in the order of `classes_`, of features Z (n, d)."
         check_is_fitted(self)
-        return softmax(np.asarray(Z, dtype=np.float32) @ self.coef_.T + self.intercept_, axis=1)
+        Z, d = np.asarray(Z), self.coef_.shape[1]
+        if Z.ndim < 2 or Z[0:1].size != d * len(Z[0:1]) or Z.dtype.kind not in "fiub":
+            raise ValueError(f"Z has shape {Z.shape} and dtype {Z.dtype}; the classifier was fitted to {d} numbers a row, give a numeric array (n, {d})")
+        if not np.isfinite(Z).all():
+            raise ValueError("Z holds NaN or infinite values: remove or fill these rows first.")
+        return softmax(Z.reshape(len(Z), d).astype(np.float32) @ self.coef_.T + self.intercept_, axis=1)
 
     def predict(self, Z):
         "The most probable class of each row."

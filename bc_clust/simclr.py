@@ -253,7 +253,7 @@ class SimCLR(_Use, _Settings, _Pretraining, ImageEncoder):
     optimizer : "lars" or "adam"
     lr : float > 0, the largest rate; None: 0.075 times the root of `batch_size` for LARS, 0.001 for Adam
     momentum, weight_decay : floats; momentum is LARS's only
-    n_images : int >= 2 or None, learn from so many of the images only, drawn by the seed
+    n_images : int >= 2 or None, learn from so many of the images only, drawn by the seed; from all where there are no more
     crop, flip, vertical_flip, brightness, contrast, contrast_p, blur : the settings of `view`; None or 0 leaves one out
     output : what `transform` gives: "features", h; "projection", z of length 1; "pixels", the image at `image_size`,
         a control

@@ -459,7 +459,9 @@ class DeepEstimator(_Loop, _Resume, _Pretrained, _Setup, _Use, TransformerMixin,
 
     A subclass takes (besides its own) the settings `batch_size`, `random_state`, `device="auto"`,
     `precision="auto"`, `verbose=False`, `checkpoint_dir=None`, `resume=False`, and writes `_prepare`, `_build`,
-    `_phases`, `_embed` and, where it sets more attributes than the networks, `_finish`.
+    `_phases`, `_embed` and, where it sets more attributes than the networks, `_finish`. A run that is to be resumed
+    needs a whole number as `random_state`: with None, a resumed fit draws another seed, and with it anew whatever
+    is drawn before the first step (the images of `n_images`, say).
 
     Attributes
     ----------

@@ -503,6 +503,14 @@ def test_boxes_that_are_none(box, message):
         resized_crop(images(3, 6, 8), box, 4)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16])
+def test_boxes_of_small_integers_do_not_overflow(dtype):
+    x, box = torch.rand(1, 1, 150, 150), np.array([[100, 100, 50, 50]])
+    assert torch.equal(resized_crop(x, box.astype(dtype), 4), resized_crop(x, box, 4))
+    with pytest.raises(ValueError, match="leaves its image"):
+        resized_crop(x, np.array([[120, 120, 120, 120]], dtype=dtype), 4)
+
+
 def boxes_of_torchvision(n, h, w, scale, ratio):
     torch.manual_seed(0)
     image = torch.empty(1, h, w)

@@ -42,6 +42,7 @@ def test_help_and_version_are_quick_to_import():
     (["run", "idec", "--seeds", "0"], "at least one"), (["run", "idec", "--set", "lrr=1"], "did you mean 'lr'"),
     (["run", "simclr", "--study", "temperature", "--set", "temperature=0.3"], "has its own temperature"), (["run", "idec", "--label", "mine"], "choose one with --variant"),
     (["run", "arcface", "--data", "phantom", "--pretrained", "here"], "none to keep"), (["run", "contrastive-ae", "--data", "phantom", "--grad-cam"], "contrastive-ae has none"),
+    (["run", "simclr", "--set", "random_state=7"], "an option of its own here: --seeds"), (["run", "simclr", "--set", "device=cuda"], "here: --device"),
     (["run", "idec", "--set", "lr"], "name=value"), (["nothing"], "No such command")])
 def test_usage_errors_exit_with_2(words, part):
     result = invoke(*words)

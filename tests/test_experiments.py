@@ -2,6 +2,7 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -341,6 +342,15 @@ def test_read_records_filters(recorded):
     assert set(everything["reading"]) == {"last", "stop", "guarded", "best_by_labels"} and set(everything["seed"]) == {0, 1}
     assert read_records(recorded[0], data="breastmnist").empty and read_records(recorded[0], labels=["other"]).empty
     assert len(read_records(recorded[0], data="phantom", method="idec", labels=["tiny"])) >= 6
+
+
+@pytest.mark.parametrize("text, why", [("", "Expecting value"), ("[]", "no attribute"), ("{}", "it lacks code, data, label"), ('{"label": "x"', "Expecting")])
+def test_a_damaged_record_is_named(recorded, tmp_path, text, why):
+    shutil.copytree(recorded[0], tmp_path / "copy")
+    file = next((tmp_path / "copy").rglob("seed-1.json"))
+    file.write_text(text)
+    with pytest.raises(ValueError, match=f"the record .*seed-1.json is damaged .*{why}.*remove it, or run these settings again"):
+        read_records(tmp_path / "copy")
 
 
 def test_study_records_go_by_settings_not_by_label(images, tmp_path):

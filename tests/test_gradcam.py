@@ -2,6 +2,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.exceptions import NotFittedError
@@ -14,7 +15,7 @@ from bc_clust.gradcam import (
     LOCALISATION, ScoreNetwork, best_maps, centre_map, dealt_out, energy_inside, grad_cam, heat_maps, localisation,
     localisation_scores, marked_rows, pointing_game,
 )
-from bc_clust.probes import LinearClassifier, SoftmaxClassifier
+from bc_clust.probes import LinearClassifier, SoftmaxClassifier, logistic_regression
 from bc_clust.simclr import SimCLR
 
 X = torch.sin(0.7 * torch.arange(128, dtype=torch.float64)).reshape(2, 1, 8, 8)
@@ -122,6 +123,7 @@ def test_a_layer_that_is_changed_in_place_afterwards():
     (X, [0, 1, 2], "one for each of the 2 images"),
     (X, 0.5, "target is 0.5"),
     (X, True, "target is True"),
+    (X, "malignant", "target is 'malignant'; give columns of the scores"),
 ])
 def test_what_it_refuses(x, target, message):
     net = network("mean")
@@ -235,6 +237,39 @@ def test_encoders_it_refuses(taught, untaught, images):
         heat_maps(untaught, images.images, single)
     with pytest.raises(ValueError):
         heat_maps(taught, images.images, image_size=0)
+    with pytest.raises(ValueError, match=r"target is \['benign', .*not names"):
+        heat_maps(taught, images.images, target=np.array(["benign", "malignant"])[images.labels])
+    Z = untaught.transform(images.images)
+    with pytest.raises(NotFittedError):
+        ScoreNetwork(untaught, LinearClassifier())
+    with pytest.raises(NotFittedError):
+        ScoreNetwork(SimCLR(), LinearClassifier(n_epochs=1).fit(Z, images.labels))
+    with pytest.raises(ValueError, match="Pipeline is no linear layer on the features; give a fitted LinearClassifier"):
+        ScoreNetwork(untaught, logistic_regression(images.labels).fit(Z, images.labels))
+    with pytest.raises(ValueError, match="classifier is 'linear'; give a fitted LinearClassifier"):
+        ScoreNetwork(untaught, "linear")
+
+
+def test_a_classifier_of_the_projections_is_refused_though_they_are_as_long_as_the_features(images):
+    settings = dict(backbone="resnet18", image_size=16, n_epochs=1, warmup_epochs=0, batch_size=16, random_state=0, projection_dim=512)
+    encoder = SimCLR(**settings, output="projection").fit(images.images)
+    classifier = LinearClassifier(n_epochs=1).fit(encoder.transform(images.images), images.labels)
+    with pytest.raises(ValueError, match="the encoder's output is 'projection', and a map explains the features"):
+        heat_maps(encoder, images.images, classifier)
+
+
+def test_heat_maps_leave_generators_alone_and_run_under_inference_mode(untaught, images):
+    classifier = LinearClassifier(n_epochs=2).fit(untaught.transform(images.images), images.labels)
+    torch.manual_seed(0)
+    expected = heat_maps(untaught, images.images, classifier)
+    torch.testing.assert_close(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(0)))
+    with torch.inference_mode():
+        np.testing.assert_array_equal(heat_maps(untaught, images.images, classifier), expected)
+
+
+def test_target_may_be_a_filtered_pandas_column(taught, images):
+    column = pd.Series(images.labels)[::-1]
+    np.testing.assert_array_equal(heat_maps(taught, images.images[::-1], target=column), heat_maps(taught, images.images, target=images.labels)[::-1])
 
 
 # --- the measures -------------------------------------------------------------------------------------------------
@@ -365,6 +400,22 @@ def test_measures_refuse(heat, masks, message):
     for measure in (pointing_game, energy_inside):
         with pytest.raises(ValueError, match=message):
             measure(heat, masks)
+
+
+def test_masks_may_be_views_and_groups_one_for_each():
+    heat, masks = np.random.default_rng(0).random((3, 4, 4)), np.zeros((3, 8, 8), dtype=bool)
+    masks[:, 1:4, 2:5] = True
+    turned, average = masks[:, :, ::-1], masks.mean(0)
+    assert localisation_scores(heat, turned, average) == localisation_scores(heat, turned.copy(), average)
+    with pytest.raises(ValueError, match=r"groups has shape \(2,\); give one entry for each of the 3 images"):
+        dealt_out(heat, masks, [0, 1])
+
+
+def test_rows_may_be_booleans_and_none(images):
+    some = np.arange(len(images.images)) % 3 == 0
+    assert np.array_equal(marked_rows(images, some), marked_rows(images, np.flatnonzero(some)))
+    with pytest.raises(ValueError, match="among these 0 images"):
+        marked_rows(images, [])
 
 
 def test_images_without_outlines_are_refused(taught, images):

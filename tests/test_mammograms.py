@@ -268,12 +268,36 @@ def test_phantom_films_repeat_and_differ():
     assert set(phantom_films(12, 64, "lesion-crops").labels) == {0, 1}
 
 
-@pytest.mark.parametrize("settings, match", [({"n": 13}, "even number"), ({"n": 10}, "12 or more"), ({"n": 12.0}, "even number"),
+@pytest.mark.parametrize("settings, match", [({"n": 13}, "even number"), ({"n": 10}, "from 12 to 998"), ({"n": 1000}, "three digits"), ({"n": 12.0}, "even number"), ({"side": 512.0}, "side must be 512 or 1024"),
                                              ({"side": 256}, "side must be 512 or 1024"), ({"random_state": -1}, "random_state")])
 def test_write_phantom_mias_bad_settings(tmp_path, settings, match):
     with pytest.raises(ValueError, match=match):
         write_phantom_mias(tmp_path, **settings)
     assert not list(tmp_path.iterdir())
+
+
+def test_films_that_could_not_all_be_written_leave_nothing(tmp_path, monkeypatch):
+    saved = []
+
+    def full(self, path):
+        saved.append(path)
+        if len(saved) > 3:
+            raise OSError("no space left")
+        path.touch()
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match="no space left"):
+        write_phantom_mias(tmp_path, n=12)
+    assert len(saved) == 4 and not list(tmp_path.iterdir())
+
+
+def test_a_selection_without_lesions_holds_nothing_for_questions_about_them(tmp_path):
+    folder = write_phantom_mias(tmp_path, n=12)
+    for film in {line.split()[0] for line in (folder / "Info.txt").read_text().splitlines() if " CIRC " in line or " CALC " in line}:
+        (folder / f"{film}.pgm").unlink()
+    assert set(load("mias", root=tmp_path, complete=False).labels) == {0}
+    for task in ("benign-malignant", "lesion-crops"):
+        with pytest.raises(DataIntegrityError, match=f"none of its . films has what the task '{task}' asks about"):
+            load("mias", task=task, root=tmp_path, complete=False)
 
 
 def test_write_phantom_mias_refuses_to_overwrite(tmp_path):
@@ -344,6 +368,11 @@ def test_load_folder_groups_by_expression_or_function(pictures):
         load_folder(pictures, 28, groups=r"Q(\d+)")
     with pytest.raises(ValueError, match="holds no group in parentheses"):
         load_folder(pictures, 28, groups=r"P\d+")
+    with pytest.raises(DataIntegrityError, match=r"does not fit groups=.*it is not known to whom"):
+        load_folder(pictures, 28, groups=r"(P0)?_")   # fits all files, but of some without the group
+    for wrong in (float("nan"), None, ["P0"]):
+        with pytest.raises(DataIntegrityError, match=r"groups gives (nan|None|\['P0'\]) for the file 'a/.*should give a name or a number"):
+            load_folder(pictures, 28, groups=lambda name: wrong)
 
 
 def test_load_folder_takes_names_for_classes_and_leaves_folders_out(pictures):
@@ -432,6 +461,8 @@ def test_without_a_window_the_values_are_stretched(tmp_path):
     grey, facts = grey_of(write_dicom(tmp_path / "a.dcm"))
     assert np.array_equal(grey, np.rint((RAMP - 100.0) / 3780 * 255)) and facts == {"bits": 12, "photometric": "MONOCHROME2", "window": "none"}
     assert (grey_of(write_dicom(tmp_path / "b.dcm", np.full((8, 8), 7)))[0] == 0).all()   # one value only
+    small = grey_of(write_dicom(tmp_path / "c.dcm", RescaleSlope="0.0001", RescaleIntercept="0"))[0]   # values from 0.01 to 0.388
+    assert small.max() == 255 and np.abs(small.astype(int) - grey).max() <= 1
 
 
 def test_a_window_is_applied_and_its_whole_range_is_the_scale(tmp_path):

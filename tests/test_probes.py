@@ -131,6 +131,8 @@ def test_settings_reach_the_models():
     (np.zeros((10, 2)), [0, 1] * 5, {"pos_label": 2}, r"pos_label=2 is not among the classes \[0, 1\]"),
     (np.zeros((10, 2)), [0, 1] * 5, {"n_splits": 6}, "6"),
     (np.zeros((10, 2)), [0] * 10, {}, "one class"),
+    (np.zeros((10, 2)), [1] * 8 + [2] * 2, {"n_splits": 3}, "class 2 has only 2 groups .*too few for 3 folds"),
+    (np.zeros((10, 2)), ["benign"] * 8 + ["malignant"] * 2, {"n_splits": 3}, "class malignant has only 2"),
 ])
 def test_bad_input(probe, Z, y, settings, message):
     with pytest.raises(ValueError, match=message):
@@ -141,6 +143,13 @@ def test_bad_input(probe, Z, y, settings, message):
 def test_bad_strength(C):
     with pytest.raises(ValueError, match="give a positive number"):
         linear_probe(np.zeros((10, 2)), [0, 1] * 5, C=C)
+
+
+def test_bad_class_weight_and_inner_folds():
+    with pytest.raises(ValueError, match=r"class_weight=\{1: 50\}: give None"):
+        linear_probe(np.zeros((10, 2)), [1, 2] * 5, class_weight={1: 50})
+    with pytest.raises(ValueError, match="class b has only 2 groups .*too few for the three inner folds over which C is chosen"):
+        linear_probe(np.zeros((20, 2)), ["a"] * 16 + ["b"] * 4, n_splits=2, C=[0.1, 1])
 
 
 @pytest.mark.parametrize("n_neighbors", [0, 9, 2.5])
@@ -190,7 +199,8 @@ def test_linear_classifier_answers_and_determinism():
 
 
 @pytest.mark.parametrize("settings, word", [(dict(n_epochs=0), "n_epochs"), (dict(lr=0), "lr"), (dict(momentum=2), "momentum"),
-                                            (dict(batch_size=0.5), "batch_size")])
+                                            (dict(batch_size=0.5), "batch_size"), (dict(random_state=None), "random_state=None"),
+                                            (dict(random_state=1.5), "random_state=1.5")])
 def test_linear_classifier_refuses(settings, word):
     with pytest.raises(ValueError, match=word):
         LinearClassifier(**settings).fit(*two_clouds())
@@ -202,6 +212,22 @@ def test_one_class_is_refused():
     with pytest.raises(ValueError, match="y holds one class only: no C can be chosen"):
         logistic_regression(np.zeros(30), C=[0.1, 1])
     assert logistic_regression(np.zeros(30), C=0.1).get_params()["logisticregression__C"] == 0.1, "y is not used where there is nothing to choose"
+
+
+@pytest.mark.parametrize("Z, message", [
+    (np.full((2, 3), np.nan), "Z holds NaN"), (np.zeros((2, 4)), r"shape \(2, 4\).*fitted to 3 numbers a row"),
+    (np.zeros(3), r"shape \(3,\).*give a numeric array \(n, 3\)"), (np.array([["a"] * 3]), "dtype <U1")])
+def test_linear_classifier_says_what_is_wrong_with_the_features_it_is_asked_about(Z, message):
+    with pytest.raises(ValueError, match=message):
+        LinearClassifier(n_epochs=1).fit(*two_clouds()).predict(Z)
+
+
+def test_linear_classifier_flattens_alike_when_fitted_and_asked_and_leaves_generators_alone():
+    Z, y = two_clouds(d=4)
+    torch.manual_seed(0)
+    model = LinearClassifier(n_epochs=2).fit(Z.reshape(-1, 2, 2), y)
+    torch.testing.assert_close(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(0)))
+    assert np.array_equal(model.predict_proba(Z), model.predict_proba(Z.reshape(-1, 2, 2))) and model.predict_proba(Z[:0]).shape == (0, 2)
 
 
 def test_linear_classifier_is_fitted_first():
