@@ -12,6 +12,7 @@ import difflib
 import os
 import sys
 import tempfile
+from collections import Counter
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, List, Optional
@@ -257,7 +258,9 @@ def report(data: Annotated[Optional[str], typer.Option(help="only this data set"
         parts += [f"<h2>{name}</h2>", *(part for title, table in _tables(experiments, group) for part in (f"<h3>{title}</h3>", table))]
     stale = stale_records(frame)
     if stale:
-        typer.echo(f"\n{len(stale)} records are stale (the method's code changed since): {stale[0]} ...")
+        note = f"{len(stale)} records are stale (the method's code changed since):"
+        typer.echo("\n".join(["", note, *(f"  {file}" for file in stale)]))
+        parts.insert(0, f"{note} {', '.join(map(str, stale))}")
     if html:
         typer.echo(f"\nreport: {experiments.write_report(html, 'Records', parts)}")
 
@@ -288,7 +291,7 @@ def data_get(name: str, size: Annotated[Optional[int], typer.Option(help="pixels
 def data_check(name: str, size: Annotated[Optional[int], typer.Option(help="pixels a side")] = None,
                task: Annotated[Optional[str], typer.Option(help="the question, where a set has several")] = None,
                root: Annotated[Optional[Path], typer.Option(help="folder to look in")] = None):
-    "Verify a data set's checksum and count classes, duplicates and constant images. Downloads nothing."
+    "Read a data set, compare its checksum where one was published, count classes, constant images and groups. Downloads nothing."
     data = import_module("bc_clust.data")
     images = data.load(name, task=task, size=size, root=root, download=False)
     typer.echo(f"{images}\nsource: {images.source}\nsha256: {images.sha256}")
@@ -298,7 +301,8 @@ def data_check(name: str, size: Annotated[Optional[int], typer.Option(help="pixe
     if images.images.ndim > 2:
         typer.echo(f"constant images: {len(data.constant_images(images.images))}")
     if images.groups is not None:
-        typer.echo(f"groups (images or sets of duplicates): {len(set(images.groups.tolist()))}")
+        sizes = Counter(images.groups.tolist()).values()
+        typer.echo(f"groups (images of one patient, or copies of one image): {len(sizes)}; images that share theirs: {sum(n for n in sizes if n > 1)}")
 
 # %% ../nbs/60_cli.ipynb #e4fe96d1
 @app.command()

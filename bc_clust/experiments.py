@@ -147,7 +147,7 @@ def environment(estimator, threads):
     return {"python": platform.python_version(), "system": platform.system(), "machine": platform.machine(),
             "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
             "device": device.type, "threads": threads, "precision": precision.name if precision else "float64",
-            **{name: installed(name) for name in ("bc_clust", "torch", "numpy", "scikit-learn", "scipy")}}
+            **{name: installed(name) for name in ("bc_clust", "torch", "numpy", "scikit-learn", "scipy", "hdbscan")}}
 
 
 def _cpu_name():
@@ -666,7 +666,7 @@ def in_order(records, labels):
 
 
 def comparison_table(records, printed):
-    """The last-epoch scores of `score_table`, with the accuracy at the paper's stop rule and the printed one.
+    """The last-epoch scores of `score_table`, with the printed accuracy, and what the paper's stop rule would have ended with.
 
     Parameters
     ----------
@@ -675,12 +675,14 @@ def comparison_table(records, printed):
 
     Returns
     -------
-    DataFrame of str, a row a label of `printed` that has records
+    DataFrame of str, a row a label of `printed` that has records; "-" at the stop rule where nothing can stop (k-means)
     """
     records = in_order(records, printed)
     table = score_table(records)
     table.insert(1, "accuracy in the paper", [f"{printed[label] / 100:.4f}" for label in table.index])
-    table.insert(3, "accuracy at the stop rule", score_table(records, "stop")["accuracy"])
+    stop, can_stop = score_table(records, "stop"), table.index.isin(records.loc[records["reading"] == "stop", "label"])
+    for at, score in enumerate(("accuracy", "nmi", "smallest_share"), 3):
+        table.insert(at, f"{score.replace('_', ' ')} at the stop rule", stop[score].where(can_stop, "-"))
     return table
 
 # %% ../nbs/07_experiments.ipynb #d643e3af

@@ -245,6 +245,8 @@ def test_comparison_table_has_the_papers_order_and_figures():
     table = experiments.comparison_table(records, {"A": 41.0, "none": 1.0, "B": 62.05})
     assert table.index.tolist() == ["A", "B"] and table["accuracy in the paper"].tolist() == ["0.4100", "0.6205"]
     assert table.loc["B", "accuracy at the stop rule"] == "0.900" and table.loc["B", "accuracy"] == "0.600 ± 0.100"
+    stopped = ["accuracy at the stop rule", "nmi at the stop rule", "smallest share at the stop rule"]
+    assert table.columns[3:6].tolist() == stopped and (table.loc["A", stopped] == "-").all() and (table.loc["B", stopped[1:]] != "-").all()
 
 
 def test_tables_of_readme_and_notebook_are_those_of_the_records():
@@ -330,6 +332,9 @@ def test_the_readmes_simclr_table_and_verdict_are_those_of_the_records():
     small_scans = study_records(variants("simclr", 2, "paper", settings=small), "breastmnist-binary-class-28x28").query("reading == 'held out, linear probe, C chosen'")
     mean = small_scans.groupby("label")["auc"].mean()
     assert f"SimCLR is {mean['SimCLR'] - mean['random encoder']:.2f} above the untrained network and {mean['SimCLR'] - mean['pixels']:.2f} above the pixels" in text
+    large = study_records(variants("simclr", 2, "paper"), "breastmnist-binary-class-28x28").query("reading == 'held out, linear probe, C chosen'")
+    mean = large.groupby("label")["auc"].mean()
+    assert f"with ResNet-50 it is {mean['random encoder'] - mean['SimCLR']:.2f} below the untrained one" in text
 
 
 def test_markdown_table():
